@@ -1,0 +1,76 @@
+"""What a stream tells its caller, put together from what the session knows."""
+
+from guardwire_server.core.events import EndReason, PromptVerdict, SummaryGiven, TokenVerdicts, UpdateMode
+from guardwire_server.core.transcript import Transcript, Turn
+from guardwire_server.core.verdict import VerdictArrays
+
+
+class VerdictReporter:
+    """Chooses which token verdicts a caller is told. Owner: the session.
+
+    Invariant: the reports of one stream hold rising indices, a rollback's aside, and none below `resume_from`.
+    """
+
+    def __init__(self, update_mode: UpdateMode, resume_from: int) -> None:
+        self._on_change = update_mode is UpdateMode.ON_CHANGE
+        self._resume_from = resume_from
+        self._last: tuple[int, int, int] | None = None  # turn, risk level and category of the newest token
+
+    def restart(self) -> None:
+        """Reports the next token whatever it is: the one before was rolled back."""
+        self._last = None
+
+    def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
+        """What to tell of the verdicts on the tokens of `turn` from index `start` on."""
+        reports = []
+        for run_start, run_stop in self._changed_runs(turn, verdicts) if self._on_change else [(0, len(verdicts))]:
+            first, stop = max(start + run_start, self._resume_from), start + run_stop
+            if first >= stop:
+                continue
+            marks = bytes(transcript.scaffold_marks[first:stop])
+            reports.append(
+                TokenVerdicts(
+                    start_index=first,
+                    verdicts=verdicts.slice(first - start, stop - start),
+                    text_end_offsets=transcript.text_ends[first:stop],
+                    scaffold=marks if any(marks) else b"",
+                )
+            )
+        return reports
+
+    def _changed_runs(self, turn: Turn, verdicts: VerdictArrays) -> list[tuple[int, int]]:
+        """Runs (start, stop) of tokens whose turn, risk level or category differs from the token before."""
+        runs: list[tuple[int, int]] = []
+        for offset, (level, category) in enumerate(zip(verdicts.risk_levels, verdicts.categories, strict=True)):
+            present = (turn.number, level, category)
+            if present != self._last:
+                if runs and runs[-1][1] == offset:
+                    runs[-1] = (runs[-1][0], offset + 1)
+                else:
+                    runs.append((offset, offset + 1))
+            self._last = present
+        return runs
+
+
+def summarise(
+    transcript: Transcript, reason: EndReason, time_to_prompt_verdict_s: float | None, duration_s: float
+) -> SummaryGiven:
+    """The summary of a stream that ends now."""
+    present = transcript.present
+    judged = [turn for turn in transcript.turns if turn.prompt_verdict]
+    last_prompt = judged[-1] if judged else None
+    has_answer = transcript.num_judged > present.first_index
+    state = present.judge.state
+    return SummaryGiven(
+        end_reason=reason,
+        prompt=PromptVerdict(last_prompt.number, last_prompt.prompt_verdict)
+        if last_prompt and last_prompt.prompt_verdict
+        else None,
+        risk_level=state.risk_level if has_answer else None,
+        category=state.category if has_answer else None,
+        action=max(turn.action for turn in transcript.turns),
+        num_tokens=transcript.num_pushed,
+        num_tokens_by_level=transcript.count_by_level(),
+        time_to_prompt_verdict_s=time_to_prompt_verdict_s,
+        duration_s=duration_s,
+    )

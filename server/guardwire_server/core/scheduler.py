@@ -1,0 +1,270 @@
+"""Which tokens the next engine step takes, and where their keys and values go.
+
+Theory of operation. A sequence is a row of token ids of which a leading part is cached (its keys and values lie in the
+arena). Whatever lies beyond is pending. A step takes from each scheduled sequence a chunk of its pending tokens, so
+prefill, extension by one token and re-prefill after an eviction are one and the same.
+
+Order: the sequence that has waited longest is served first, so that nobody starves; if it is a long one it leaves the
+short ones most of the token budget. Then come all whose pending tokens fit `short_extend_tokens`, because somebody
+waits for exactly that token, and then the other long ones share what is left; within each kind the longest waiting goes
+first. A sequence keeps its place until all that it had when it began to wait is done, however much has come since.
+
+Memory: a sequence that needs a larger extent moves. When the arena is full, the longest idle sequence loses its extent
+(it keeps its ids and is read again when it speaks); if none is idle, one that has waited less than the sequence that
+needs the room does. So the head of the order always gets its room, nobody can take it away, and every step that has
+anything to do makes progress.
+
+Integers only: no tensors, no clock, no threads.
+"""
+
+import itertools
+from array import array
+from collections import OrderedDict
+from collections.abc import Container
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from guardwire_server.core.kv_arena import Extent, KvArena
+
+
+class Read(IntEnum):
+    """What is read at a token's position once the model has seen it."""
+
+    NOTHING = 0
+    RESPONSE = 1
+    QUERY = 2
+    LOGITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """The size of a step.
+
+    `max_num_batched_tokens`: the token budget of one step. `max_num_seqs`: sequences in one step.
+    `short_extend_tokens`: extensions up to this length go before longer ones. `long_share`: the part of the budget,
+    0 to 1, that the longest waiting sequence gets at least when it is a long one.
+    """
+
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 256
+    short_extend_tokens: int = 64
+    long_share: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's part of a step: `ids` are its tokens `start` to `start + len(ids) - 1`.
+
+    `reads` holds one Read code a token. The keys and values of token i belong at slot `extent.start + i`; those of the
+    tokens before `start` are there already. `epoch` is the sequence's at the time of planning.
+    """
+
+    seq_id: int
+    epoch: int
+    start: int
+    ids: "array[int]"
+    reads: bytes
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Moves the first `num_tokens` slots of `source` to `target`."""
+
+    source: Extent
+    target: Extent
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step does: the copies in their order, then the chunks."""
+
+    copies: tuple[Copy, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step takes."""
+        return sum(len(chunk.ids) for chunk in self.chunks)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    seq_id: int
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    reads: bytearray = field(default_factory=bytearray)
+    num_cached: int = 0
+    num_done: int = 0  # tokens that went through the model once; after an eviction more than are cached
+    waits_for: int = 0  # the number of tokens it had when it took its place in the order
+    epoch: int = 0
+    extent: Extent | None = None
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.ids) - self.num_cached
+
+
+class Scheduler:
+    """Owns the sequences and the arena. Thread: the device thread.
+
+    Invariants: a sequence is in `_waiting` exactly while some of its tokens are not done, else in `_idle`; both are
+    ordered by how long it has been there. Between `schedule` and `complete` no other method is called.
+    """
+
+    def __init__(self, arena: KvArena, limits: SchedulerLimits) -> None:
+        self._arena = arena
+        self._limits = limits
+        self._sequences: dict[int, _Sequence] = {}
+        self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
+        self._idle: OrderedDict[int, _Sequence] = OrderedDict()
+        self.num_evictions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any token is pending."""
+        return bool(self._waiting)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens that the next steps have to take, over all waiting sequences."""
+        return sum(sequence.num_pending for sequence in self._waiting.values())
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that exist."""
+        return len(self._sequences)
+
+    @property
+    def arena_used(self) -> float:
+        """Share of the arena in use, 0 to 1."""
+        return self._arena.num_used / self._arena.num_tokens
+
+    def add(self, seq_id: int) -> None:
+        """Adds an empty sequence."""
+        if seq_id in self._sequences:
+            raise ValueError(f"sequence {seq_id} exists")
+        sequence = _Sequence(seq_id)
+        self._sequences[seq_id] = self._idle[seq_id] = sequence
+
+    def extend(self, seq_id: int, ids: "array[int]", reads: bytes) -> None:
+        """Appends tokens to a sequence; they are pending from now on.
+
+        Raises:
+            ValueError: If the sequence would outgrow the largest extent; nothing is appended then.
+        """
+        sequence = self._sequences[seq_id]
+        if len(sequence.ids) + len(ids) > self._arena.root_tokens:
+            raise ValueError(f"{len(sequence.ids) + len(ids)} tokens exceed the largest extent")
+        if len(ids) != len(reads):
+            raise ValueError(f"{len(ids)} ids with {len(reads)} reads")
+        sequence.ids.extend(ids)
+        sequence.reads += reads
+        self._refile(sequence)
+
+    def truncate(self, seq_id: int, num_tokens: int, epoch: int) -> None:
+        """Forgets the tokens from `num_tokens` on; chunks planned from now on carry `epoch`."""
+        sequence = self._sequences[seq_id]
+        del sequence.ids[num_tokens:]
+        del sequence.reads[num_tokens:]
+        sequence.num_cached = min(sequence.num_cached, num_tokens)
+        sequence.num_done = min(sequence.num_done, num_tokens)
+        sequence.epoch = epoch
+        self._refile(sequence)
+
+    def remove(self, seq_id: int) -> None:
+        """Forgets a sequence; an unknown one is passed over, since removal may cross a failure on its way."""
+        sequence = self._sequences.pop(seq_id, None)
+        if sequence is None:
+            return
+        self._waiting.pop(seq_id, None)
+        self._idle.pop(seq_id, None)
+        if sequence.extent:
+            self._arena.free(sequence.extent)
+
+    def schedule(self) -> StepPlan:
+        """Plans the next step; its chunks' room in the arena is reserved."""
+        limits = self._limits
+        copies: list[Copy] = []
+        chunks: dict[int, Chunk] = {}
+        budget = limits.max_num_batched_tokens
+        for sequence, max_tokens in self._order():
+            if budget <= 0 or len(chunks) >= limits.max_num_seqs:
+                break
+            if not self._reserve(sequence, copies, chunks):
+                continue
+            chunk = _chunk(sequence, min(budget, max_tokens, sequence.num_pending))
+            chunks[sequence.seq_id] = chunk
+            budget -= len(chunk.ids)
+        return StepPlan(tuple(copies), tuple(chunks.values()))
+
+    def complete(self, plan: StepPlan) -> None:
+        """Takes note that a planned step has been done."""
+        for chunk in plan.chunks:
+            sequence = self._sequences[chunk.seq_id]
+            sequence.num_cached = chunk.start + len(chunk.ids)
+            sequence.num_done = max(sequence.num_done, sequence.num_cached)
+            if sequence.num_done >= sequence.waits_for:
+                del self._waiting[sequence.seq_id]
+                self._refile(sequence)
+
+    def _order(self) -> list[tuple[_Sequence, int]]:
+        """The waiting sequences in the order of service, each with the most tokens it may take."""
+        budget, short_tokens = self._limits.max_num_batched_tokens, self._limits.short_extend_tokens
+        waiting = list(self._waiting.values())
+        if not waiting:
+            return []
+        head, others = waiting[0], waiting[1:]
+        short = [sequence for sequence in others if sequence.num_pending <= short_tokens]
+        long = [sequence for sequence in others if sequence.num_pending > short_tokens]
+        demand = sum(sequence.num_pending for sequence in short)
+        head_tokens = max(short_tokens, int(budget * self._limits.long_share), budget - demand)
+        return [(head, head_tokens), *((sequence, budget) for sequence in short + long)]
+
+    def _reserve(self, sequence: _Sequence, copies: list[Copy], planned: Container[int]) -> bool:
+        """Makes sure that the sequence's extent holds all its tokens; False if this step has no room for it."""
+        num_tokens = len(sequence.ids)
+        if sequence.extent and sequence.extent.capacity >= num_tokens:
+            return True
+        while (extent := self._arena.allocate(num_tokens)) is None:
+            if not self._evict_for(sequence, planned):
+                return False
+        if sequence.extent:
+            copies.append(Copy(sequence.extent, extent, sequence.num_cached))
+            self._arena.free(sequence.extent)
+        sequence.extent = extent
+        return True
+
+    def _evict_for(self, sequence: _Sequence, planned: Container[int]) -> bool:
+        """Takes one extent: the longest idle's, else that of the one that waits least, at last the sequence's own."""
+        behind = itertools.takewhile(lambda other: other is not sequence, reversed(self._waiting.values()))
+        for other in itertools.chain(self._idle.values(), behind, (sequence,)):
+            if other.extent and other.seq_id not in planned:
+                self._arena.free(other.extent)
+                other.extent = None
+                other.num_cached = 0
+                self.num_evictions += 1
+                return True
+        return False
+
+    def _refile(self, sequence: _Sequence) -> None:
+        """Puts a sequence where its tokens say it belongs; a place once taken in the order of waiting is kept."""
+        if sequence.num_done < len(sequence.ids):
+            self._idle.pop(sequence.seq_id, None)
+            if sequence.seq_id not in self._waiting:
+                self._waiting[sequence.seq_id] = sequence
+                sequence.waits_for = len(sequence.ids)
+            sequence.waits_for = min(sequence.waits_for, len(sequence.ids))
+        else:
+            self._waiting.pop(sequence.seq_id, None)
+            self._idle[sequence.seq_id] = sequence
+            self._idle.move_to_end(sequence.seq_id)
+
+
+def _chunk(sequence: _Sequence, num_tokens: int) -> Chunk:
+    """The sequence's next `num_tokens` tokens; readings that were handed out before are not taken again."""
+    assert sequence.extent is not None
+    start, stop = sequence.num_cached, sequence.num_cached + num_tokens
+    num_known = min(max(sequence.num_done - start, 0), num_tokens)
+    reads = bytes(num_known) + bytes(sequence.reads[start + num_known : stop])
+    return Chunk(sequence.seq_id, sequence.epoch, start, sequence.ids[start:stop], reads, sequence.extent)

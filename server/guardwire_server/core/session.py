@@ -1,0 +1,310 @@
+"""One stream, without I/O and without a clock: events in, outputs out.
+
+Theory of operation. `TRANSITIONS` says in which state which event is allowed and what handles it; an event of the
+caller that is missing there is an error of the caller. Outputs are commands to the engine, updates for the caller, and
+one `StreamEnded`, after which nothing comes.
+
+A stream that ends for a reason of its own (finish, a bad message, a timeout) first waits for the verdicts of all that
+was pushed before, so that no pushed token is left without its verdict: that is the state CLOSING. Only the loss of the
+caller, of the engine, or of patience (the maximum lifetime) ends it at once.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guardwire_server.core import events as ev
+from guardwire_server.core.errors import (
+    Abandoned,
+    InvalidField,
+    OutOfRange,
+    RequestError,
+    StreamTimeout,
+    WrongState,
+)
+from guardwire_server.core.policy import Action, AnswerJudge, Decision, decide_prompt
+from guardwire_server.core.ports import RenderedTurn, TurnRenderer
+from guardwire_server.core.reports import VerdictReporter, summarise
+from guardwire_server.core.scheduler import Read
+from guardwire_server.core.transcript import Transcript, Turn
+from guardwire_server.core.transitions import TRANSITIONS, State, wrong_state
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """`max_pending_tokens` is where a session stops asking for input; the others end it."""
+
+    max_context_tokens: int
+    max_pending_tokens: int
+    idle_timeout_s: float
+    max_lifetime_s: float
+
+
+class Session:
+    """One stream. Owner and thread: the session manager, on the event loop.
+
+    Invariants: outputs come in the order in which they must be sent; after `StreamEnded` there are none.
+    """
+
+    def __init__(self, limits: SessionLimits, renderer: TurnRenderer, now_s: float) -> None:
+        """A stream that awaits its `open`; `now_s` is the time, in seconds of any steady clock."""
+        self._limits = limits
+        self._renderer = renderer
+        self._text = renderer.text_stream()
+        self._state = State.AWAITING_OPEN
+        self._options: ev.OpenRequested
+        self._transcript = Transcript()
+        self._opened_s = self._input_s = self._now_s = now_s
+        self._prompt_verdict_s: float | None = None
+        self._reporter: VerdictReporter
+        self._closing_error: RequestError | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the stream stands."""
+        return self._state
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether the caller's next message should be taken now."""
+        if self._state is State.CLOSING:
+            return self._closing_error is None
+        return self._transcript.num_pending < self._limits.max_pending_tokens
+
+    def handle(self, event: ev.Event, now_s: float) -> list[ev.Output]:
+        """Takes one event; returns what follows from it."""
+        self._now_s = now_s
+        if self._state is State.ENDED:
+            return []
+        handler = TRANSITIONS.get((self._state, type(event)))
+        outputs: list[ev.Output] = []
+        try:
+            if handler is None:
+                raise wrong_state(self._state, event)
+            getattr(self, handler)(event, outputs)
+        except RequestError as error:
+            self._close(error, outputs)
+        return outputs
+
+    # --- the caller's messages -----------------------------------------------------------------------------------
+
+    def _open(self, event: ev.OpenRequested, outputs: list[ev.Output]) -> None:
+        self._options = event
+        self._reporter = VerdictReporter(event.update_mode, event.resume_from)
+        self._opened_s = self._input_s = self._now_s
+        field = "open.templated.token_ids" if isinstance(event.prompt, array) else "open.conversation"
+        if isinstance(event.prompt, array):
+            query_index = self._renderer.find_query_index(event.prompt)
+            if query_index is None:
+                raise InvalidField("NO_USER_TURN", field, "holds no user turn closed by <|im_end|>")
+            turn = RenderedTurn(event.prompt, query_index)
+        else:
+            turn = self._renderer.prompt(event.prompt, event.thinking)
+        extension = self._begin_turn(turn, field)
+        num_prompt_tokens = len(turn.token_ids)
+        outputs.append(ev.StreamOpened(num_prompt_tokens, self._limits.max_context_tokens - num_prompt_tokens))
+        outputs.append(extension)
+        self._state = State.STREAMING
+
+    def _push_tokens(self, event: ev.TokensPushed, outputs: list[ev.Output]) -> None:
+        self._require_input(ev.InputKind.TOKENS, "tokens")
+        if not self._is_repeat(event):
+            self._extend_answer(event.token_ids, "tokens.token_ids", outputs)
+
+    def _push_text(self, event: ev.TextPushed, outputs: list[ev.Output]) -> None:
+        self._require_input(ev.InputKind.TEXT, "text")
+        tokens = list(self._text.push(event.text))
+        if event.flush:
+            tokens += self._text.flush()
+        self._extend_with_text(tokens, outputs)
+
+    def _roll_back(self, event: ev.RollbackRequested, outputs: list[ev.Output]) -> None:
+        self._input_s = self._now_s
+        transcript, kept = self._transcript, event.num_tokens_kept
+        lowest, highest = transcript.present.first_index, transcript.num_pushed
+        if not lowest <= kept <= highest:
+            where = "into the prompt" if kept < lowest else "beyond the end"
+            raise OutOfRange(
+                "ROLLBACK_OUT_OF_RANGE",
+                "rollback.num_tokens_kept",
+                f"{kept} is {where}: the present answer allows {lowest} to {highest}",
+            )
+        num_positions = transcript.truncate(kept)
+        self._text.restart(transcript.text_offset(kept) if transcript.text_ends else 0)
+        self._reporter.restart()
+        outputs.append(ev.TruncateSequence(num_positions, transcript.epoch))
+        outputs.append(ev.RolledBack(kept, transcript.present.judge.action))
+
+    def _add_user_turn(self, event: ev.UserTurnAdded, outputs: list[ev.Output]) -> None:
+        self._extend_with_text(self._text.flush(), outputs)
+        field = "user_turn.tokens.token_ids" if isinstance(event.content, array) else "user_turn.content"
+        turn = self._renderer.user_turn(event.content, self._options.thinking, self._transcript.answer_tail)
+        outputs.append(self._begin_turn(turn, field))
+
+    def _finish(self, event: ev.FinishRequested, outputs: list[ev.Output]) -> None:
+        self._extend_with_text(self._text.flush(), outputs)
+        self._state = State.CLOSING
+        self._end_if_judged(outputs)
+
+    def _end_unopened(self, event: ev.InputEnded, outputs: list[ev.Output]) -> None:
+        raise WrongState("OPEN_REQUIRED", "open", "the stream ended before it was opened")
+
+    def _abandon(self, event: ev.InputEnded, outputs: list[ev.Output]) -> None:
+        self._end(Abandoned("ABANDONED", "the caller's input ended without `finish`"), outputs)
+
+    # --- the engine's results ------------------------------------------------------------------------------------
+
+    def _take_prompt_verdict(self, event: ev.PromptJudged, outputs: list[ev.Output]) -> None:
+        turn = next((turn for turn in self._transcript.turns if turn.query_position == event.position), None)
+        if turn is None or turn.prompt_verdict is not None:
+            return
+        if self._prompt_verdict_s is None:
+            self._prompt_verdict_s = self._now_s - self._opened_s
+        turn.prompt_verdict = event.verdict
+        outputs.append(ev.PromptVerdict(turn.number, event.verdict))
+        decision = decide_prompt(self._options.policy, event.verdict, turn=turn.number, token_index=turn.first_index)
+        if decision.action > Action.ALLOW:
+            turn.prompt_decision = decision
+            self._announce(decision, outputs)
+        self._end_if_judged(outputs)
+
+    def _take_verdicts(self, event: ev.TokensJudged, outputs: list[ev.Output]) -> None:
+        transcript = self._transcript
+        num_tokens = transcript.num_valid(event.epoch, event.position, len(event.verdicts))
+        if not num_tokens:
+            return
+        turn = transcript.turn_at(event.position)
+        start = turn.first_index + event.position - turn.answer_position
+        if start != transcript.num_judged:
+            raise AssertionError(f"verdicts from {start} on, but {transcript.num_judged} tokens are judged")
+        decisions = []
+        for offset in range(num_tokens):
+            decision = turn.judge.judge(
+                event.verdicts[offset], scaffold=bool(transcript.scaffold_marks[start + offset])
+            )
+            if decision:
+                decisions.append(decision)
+        transcript.num_judged = start + num_tokens
+        outputs.extend(self._reporter.report(transcript, turn, start, event.verdicts.slice(0, num_tokens)))
+        for decision in decisions:
+            self._announce(decision, outputs)
+        self._end_if_judged(outputs)
+
+    def _fail(self, event: ev.SequenceFailed, outputs: list[ev.Output]) -> None:
+        self._end(event.error, outputs)
+
+    # --- the clock and the server --------------------------------------------------------------------------------
+
+    def _check_deadlines(self, event: ev.TimePassed, outputs: list[ev.Output]) -> None:
+        limits = self._limits
+        if self._now_s - self._opened_s >= limits.max_lifetime_s:
+            message = f"the stream is older than the limit of {limits.max_lifetime_s:g} s"
+            self._end(StreamTimeout("MAX_LIFETIME", message), outputs)
+            return
+        waits_for_caller = self._state is not State.CLOSING and not self._transcript.num_pending
+        if waits_for_caller and self._now_s - self._input_s >= limits.idle_timeout_s:
+            message = f"the stream sent nothing for {limits.idle_timeout_s:g} s, the limit"
+            self._end(StreamTimeout("IDLE_TIMEOUT", message), outputs)
+
+    def _announce_drain(self, event: ev.DrainAnnounced, outputs: list[ev.Output]) -> None:
+        outputs.append(ev.DrainingNoted(event.timeout_s))
+
+    def _pass_over(self, event: ev.Event, outputs: list[ev.Output]) -> None:
+        """Nothing follows from the event here."""
+
+    # --- what they share -----------------------------------------------------------------------------------------
+
+    def _begin_turn(self, rendered: RenderedTurn, field: str) -> ev.ExtendSequence:
+        self._require_room(len(rendered.token_ids), field)
+        self._input_s = self._now_s
+        transcript = self._transcript
+        start, number = transcript.num_positions, len(transcript.turns)
+        transcript.num_positions += len(rendered.token_ids)
+        transcript.turns.append(
+            Turn(
+                number=number,
+                query_position=start + rendered.query_index,
+                answer_position=transcript.num_positions,
+                judge=AnswerJudge(self._options.policy, turn=number, first_index=transcript.num_pushed),
+                first_index=transcript.num_pushed,
+            )
+        )
+        reads = bytearray(len(rendered.token_ids))
+        reads[rendered.query_index] = Read.QUERY
+        return ev.ExtendSequence(rendered.token_ids, bytes(reads))
+
+    def _extend_answer(self, ids: "array[int]", field: str, outputs: list[ev.Output]) -> None:
+        self._input_s = self._now_s
+        if not ids:
+            return
+        self._require_room(len(ids), field)
+        tail = self._transcript.answer_tail
+        self._transcript.push(ids, self._renderer.scaffold.marks(ids, tail[-1] if tail else None))
+        outputs.append(ev.ExtendSequence(ids, bytes((Read.RESPONSE,)) * len(ids)))
+
+    def _extend_with_text(self, tokens: Sequence[tuple[int, int]], outputs: list[ev.Output]) -> None:
+        self._extend_answer(array("i", (token_id for token_id, _ in tokens)), "text.text", outputs)
+        self._transcript.text_ends.extend(end for _, end in tokens)
+
+    def _require_input(self, kind: ev.InputKind, field: str) -> None:
+        if self._options.input_kind is not kind:
+            raise WrongState("WRONG_INPUT_KIND", field, f"the stream was opened for {self._options.input_kind.value}")
+
+    def _require_room(self, num_tokens: int, field: str) -> None:
+        total, limit = self._transcript.num_positions + num_tokens, self._limits.max_context_tokens
+        if total > limit:
+            raise OutOfRange(
+                "CONTEXT_OVERFLOW", field, f"{num_tokens} more tokens make {total}, the context holds {limit}"
+            )
+
+    def _is_repeat(self, event: ev.TokensPushed) -> bool:
+        """Whether the tokens are an exact repeat on a resumed stream; raises on any other gap or overlap."""
+        start, num_pushed = event.start_index, self._transcript.num_pushed
+        if start is None or start == num_pushed:
+            return False
+        stop = start + len(event.token_ids)
+        repeats = start < num_pushed and self._transcript.pushed_ids[start:stop] == event.token_ids
+        if self._options.resume_from and repeats:
+            self._input_s = self._now_s
+            return True
+        kind = "a gap" if start > num_pushed else "an overlap"
+        raise OutOfRange("START_INDEX_MISMATCH", "tokens.start_index", f"{start} is {kind}: {num_pushed} was expected")
+
+    def _announce(self, decision: Decision, outputs: list[ev.Output]) -> None:
+        if self._state is State.ENDED:
+            return
+        options, transcript = self._options, self._transcript
+        enforced = not (options.observe_only or options.policy.observe_only)
+        is_text = options.input_kind is ev.InputKind.TEXT
+        cut_text_offset = transcript.text_offset(decision.cut_index) if is_text else None
+        outputs.append(ev.DecisionTaken(decision, cut_text_offset, enforced))
+        if decision.action is Action.BLOCK and enforced and options.end_on_block:
+            self._summarise(ev.EndReason.BLOCKED, outputs)
+
+    def _close(self, error: RequestError, outputs: list[ev.Output]) -> None:
+        """Ends the stream with an error once everything pushed before is judged; the first error stands."""
+        if self._closing_error is None:
+            self._closing_error = error
+        if self._state is State.STREAMING:
+            self._state = State.CLOSING
+        if self._state is State.AWAITING_OPEN:
+            self._end(self._closing_error, outputs)
+        else:
+            self._end_if_judged(outputs)
+
+    def _end_if_judged(self, outputs: list[ev.Output]) -> None:
+        if self._state is not State.CLOSING or self._transcript.num_pending:
+            return
+        if self._closing_error:
+            self._end(self._closing_error, outputs)
+        else:
+            self._summarise(ev.EndReason.FINISHED, outputs)
+
+    def _summarise(self, reason: ev.EndReason, outputs: list[ev.Output]) -> None:
+        duration_s = self._now_s - self._opened_s
+        outputs.append(summarise(self._transcript, reason, self._prompt_verdict_s, duration_s))
+        self._end(None, outputs)
+
+    def _end(self, error: RequestError | None, outputs: list[ev.Output]) -> None:
+        self._state = State.ENDED
+        outputs.append(ev.StreamEnded(error))

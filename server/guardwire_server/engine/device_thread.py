@@ -1,0 +1,178 @@
+"""The one thread that runs models.
+
+Theory of operation. Everything that touches a model, a scheduler or an arena happens here. The event loop hands in
+frozen messages through an inbox; the thread applies them, lets every engine that has work take one step in turn, and
+hands all results of a step back with a single wake-up of the loop. Nothing else is shared but `EngineLoad` snapshots,
+which are replaced whole.
+
+A step that raises costs the sequences of that step. An engine that fails several steps in a row has lost its device:
+then the thread fails everything, says so, and takes nothing more.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from guardwire_server.core.errors import EngineError, EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""One failed step can be the fault of its input; three in a row, each with other sequences, are the device's."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine has done and has to do, at one moment. `arena_used` is a share, 0 to 1."""
+
+    num_sequences: int = 0
+    num_pending_tokens: int = 0
+    arena_used: float = 0.0
+    num_steps: int = 0
+    num_step_sequences: int = 0
+    num_step_tokens: int = 0
+    num_evictions: int = 0
+
+
+class StepEngine(Protocol):
+    """What the device thread drives. All of it is called on that thread, `deliver` excepted: on the event loop."""
+
+    num_consecutive_failures: int
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        ...
+
+    def apply(self, message: Any) -> None:  # noqa: ANN401 each engine has messages of its own
+        """Takes a message from the event loop."""
+        ...
+
+    def step(self) -> Sequence[Any]:
+        """Does one step; returns what `deliver` is to be called with."""
+        ...
+
+    def fail_all(self, error: EngineUnavailable) -> Sequence[Any]:
+        """Gives up everything; returns what `deliver` is to be called with."""
+        ...
+
+    def deliver(self, results: Sequence[Any]) -> None:
+        """Takes the results of a step, on the event loop."""
+        ...
+
+
+class DeviceThread:
+    """Owns the thread and its inbox. `submit`, `start` and `stop` are called on the event loop.
+
+    Invariants: messages are applied in the order of submission; after `is_dead` nothing is stepped any more.
+    """
+
+    def __init__(self, engines: Sequence[StepEngine], clock: Callable[[], float] = time.monotonic) -> None:
+        self._engines = tuple(engines)
+        self._clock = clock
+        self._inbox: deque[tuple[StepEngine, Any]] = deque()
+        self._wake = threading.Condition()
+        self._is_stopping = False
+        self._busy_since_s: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="guardwire-device", daemon=True)
+        self.is_dead = False
+
+    def start(self) -> None:
+        """Starts the thread; results go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, engine: StepEngine, message: object) -> None:
+        """Hands a message to an engine.
+
+        Raises:
+            EngineUnavailable: If the device is lost.
+        """
+        with self._wake:
+            if self.is_dead:
+                raise _device_lost()
+            self._inbox.append((engine, message))
+            self._wake.notify()
+
+    def busy_for_s(self) -> float:
+        """How long the present step has been running; 0 between steps."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else self._clock() - since_s
+
+    async def stop(self, timeout_s: float) -> bool:
+        """Ends the thread after its present step; False if it did not end in time."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._wait_for_work()
+                self._apply_messages()
+                for engine in self._engines:
+                    if engine.has_work:
+                        self._step(engine)
+        except BaseException:
+            logger.exception("the device thread died")
+            self._die()
+
+    def _wait_for_work(self) -> None:
+        with self._wake:
+            while not (self._inbox or self._is_stopping or any(engine.has_work for engine in self._engines)):
+                self._wake.wait()
+
+    def _apply_messages(self) -> None:
+        while self._inbox:
+            engine, message = self._inbox.popleft()
+            engine.apply(message)
+
+    def _step(self, engine: StepEngine) -> None:
+        self._busy_since_s = self._clock()
+        results = engine.step()
+        self._busy_since_s = None
+        self._hand_over(engine, results)
+        if engine.num_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+            raise RuntimeError(f"{engine.num_consecutive_failures} steps in a row failed")
+
+    def _die(self) -> None:
+        with self._wake:
+            self.is_dead = True
+        self._apply_last_messages()
+        for engine in self._engines:
+            self._hand_over(engine, engine.fail_all(_device_lost()))
+
+    def _apply_last_messages(self) -> None:
+        """What was submitted before the end became known must fail too, not wait for ever."""
+        while self._inbox:
+            try:
+                self._apply_messages()
+            except Exception:
+                logger.exception("a message could not be applied any more")
+
+    def _hand_over(self, engine: StepEngine, results: Sequence[Any]) -> None:
+        if results and self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(engine.deliver, results)
+            except RuntimeError:  # the loop is closed: nobody is left to be told
+                self._is_stopping = True
+
+
+def step_failed(num_sequences: int) -> EngineError:
+    """Logs the exception of a failed step; returns what to tell the callers of its sequences."""
+    request_id = uuid.uuid4().hex
+    logger.exception("step failed, request_id=%s num_sequences=%d", request_id, num_sequences)
+    return EngineError("STEP_FAILED", f"the step that was to judge this failed (request {request_id})", request_id)
+
+
+def _device_lost() -> EngineUnavailable:
+    return EngineUnavailable("DEVICE_LOST", "the device is lost; this server judges nothing any more")

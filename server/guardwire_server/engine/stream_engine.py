@@ -1,0 +1,152 @@
+"""The stream model's side of the device thread: sequences in, verdicts out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from guardwire_server.core.errors import EngineUnavailable
+from guardwire_server.core.events import (
+    EngineEvent,
+    ExtendSequence,
+    PromptJudged,
+    SequenceFailed,
+    TokensJudged,
+    TruncateSequence,
+)
+from guardwire_server.core.scheduler import Chunk, Read, Scheduler, StepPlan
+from guardwire_server.engine.backend import StreamBackend, StreamReadings
+from guardwire_server.engine.device_thread import EngineLoad, step_failed
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSequence:
+    """Begin an empty sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSequence:
+    """Forget a sequence and all that is pending of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceMessage:
+    """A command for one sequence."""
+
+    seq_id: int
+    command: OpenSequence | CloseSequence | ExtendSequence | TruncateSequence
+
+
+SequenceEvent = tuple[int, EngineEvent]
+"""A sequence's id and what became of it."""
+
+
+class StreamEngine:
+    """Owns the scheduler. Thread: the device thread; `deliver` alone is called on the event loop.
+
+    Invariant: a sequence's events come in the order of its positions, and none comes after its failure.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, backend: StreamBackend, on_events: Callable[[Sequence[SequenceEvent]], None]
+    ) -> None:
+        self._scheduler = scheduler
+        self._backend = backend
+        self._on_events = on_events
+        self._seq_ids: set[int] = set()
+        self.num_consecutive_failures = 0
+        self.load = EngineLoad()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any token is pending."""
+        return self._scheduler.has_work
+
+    def apply(self, message: SequenceMessage) -> None:
+        """Takes a command; one for a sequence that failed meanwhile is passed over."""
+        seq_id, command = message.seq_id, message.command
+        if isinstance(command, OpenSequence):
+            self._scheduler.add(seq_id)
+            self._seq_ids.add(seq_id)
+        elif seq_id not in self._seq_ids:
+            return
+        elif isinstance(command, ExtendSequence):
+            self._scheduler.extend(seq_id, command.ids, command.reads)
+        elif isinstance(command, TruncateSequence):
+            self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
+        else:
+            self._remove(seq_id)
+        self._update_load(None)
+
+    def step(self) -> Sequence[SequenceEvent]:
+        """Runs one step. A backend that raises costs the sequences of the step and no others."""
+        plan = self._scheduler.schedule()
+        try:
+            readings = self._backend.step(plan)
+        except Exception:
+            self.num_consecutive_failures += 1
+            return self._fail(plan)
+        self.num_consecutive_failures = 0
+        self._scheduler.complete(plan)
+        self._update_load(plan)
+        return list(_events(plan, readings))
+
+    def fail_all(self, error: EngineUnavailable) -> Sequence[SequenceEvent]:
+        """Gives up every sequence."""
+        events = [(seq_id, SequenceFailed(error)) for seq_id in self._seq_ids]
+        for seq_id in tuple(self._seq_ids):
+            self._remove(seq_id)
+        return events
+
+    def deliver(self, results: Sequence[SequenceEvent]) -> None:
+        """Passes a step's events on, on the event loop."""
+        self._on_events(results)
+
+    def _fail(self, plan: StepPlan) -> Sequence[SequenceEvent]:
+        error = step_failed(len(plan.chunks))
+        events = [(chunk.seq_id, SequenceFailed(error)) for chunk in plan.chunks]
+        for chunk in plan.chunks:
+            self._remove(chunk.seq_id)
+        return events
+
+    def _remove(self, seq_id: int) -> None:
+        self._seq_ids.discard(seq_id)
+        self._scheduler.remove(seq_id)
+
+    def _update_load(self, plan: StepPlan | None) -> None:
+        before, scheduler = self.load, self._scheduler
+        self.load = EngineLoad(
+            num_sequences=scheduler.num_sequences,
+            num_pending_tokens=scheduler.num_pending_tokens,
+            arena_used=scheduler.arena_used,
+            num_steps=before.num_steps + (plan is not None),
+            num_step_sequences=before.num_step_sequences + (len(plan.chunks) if plan else 0),
+            num_step_tokens=before.num_step_tokens + (plan.num_tokens if plan else 0),
+            num_evictions=scheduler.num_evictions,
+        )
+
+
+def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]:
+    """Deals the readings of a step out to its sequences, one event per run of consecutive readings."""
+    num_responses = num_queries = 0
+    for chunk in plan.chunks:
+        for start, stop, read in _runs(chunk):
+            position = chunk.start + start
+            if read == Read.RESPONSE:
+                verdicts = readings.responses.slice(num_responses, num_responses + stop - start)
+                num_responses += stop - start
+                yield chunk.seq_id, TokensJudged(chunk.epoch, position, verdicts)
+            elif read == Read.QUERY:
+                yield chunk.seq_id, PromptJudged(chunk.epoch, position, readings.queries[num_queries])
+                num_queries += 1
+
+
+def _runs(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
+    """Runs (start, stop, read) of equal codes; a query is always a run of its own."""
+    reads = chunk.reads
+    start = 0
+    while start < len(reads):
+        read = reads[start]
+        stop = start + 1
+        while read != Read.QUERY and stop < len(reads) and reads[stop] == read:
+            stop += 1
+        yield start, stop, read
+        start = stop
