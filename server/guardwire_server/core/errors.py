@@ -57,6 +57,10 @@ class StreamTimeout(RequestError):
     """The stream pushed, read or lasted longer than the limits allow; everything before was judged."""
 
 
+class DeadlinePassed(RequestError):
+    """The call's own deadline passed before it was judged."""
+
+
 class Abandoned(RequestError):
     """The caller went away, or ended its input without `finish`."""
 

@@ -93,6 +93,13 @@ class FinishRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class InputRefused:
+    """A message that no stream could accept."""
+
+    error: RequestError
+
+
+@dataclass(frozen=True, slots=True)
 class InputEnded:
     """The caller's side of the call is closed."""
 
@@ -164,8 +171,9 @@ class TruncateSequence:
 
 @dataclass(frozen=True, slots=True)
 class StreamOpened:
-    """The stream is open."""
+    """The stream is open, under the policy of that name."""
 
+    policy_name: str
     num_prompt_tokens: int
     num_tokens_left: int
 
@@ -238,7 +246,14 @@ class StreamEnded:
 
 
 CallerEvent = (
-    OpenRequested | TokensPushed | TextPushed | RollbackRequested | UserTurnAdded | FinishRequested | InputEnded
+    OpenRequested
+    | TokensPushed
+    | TextPushed
+    | RollbackRequested
+    | UserTurnAdded
+    | FinishRequested
+    | InputRefused
+    | InputEnded
 )
 EngineEvent = TokensJudged | PromptJudged | SequenceFailed
 Event = CallerEvent | EngineEvent | TimePassed | DrainAnnounced

@@ -87,3 +87,20 @@ class KvArena:
 def extent_capacity(num_tokens: int) -> int:
     """The capacity of the extent that holds `num_tokens` tokens: the next size class."""
     return max(MIN_EXTENT_TOKENS, 1 << max(0, num_tokens - 1).bit_length())
+
+
+def arena_shape(max_tokens: int, max_context_tokens: int) -> tuple[int, int]:
+    """How to cut `max_tokens` slots into roots: (number of roots, tokens of each).
+
+    A root holds the longest conversation; where the memory is too small even for one, it is the largest size class that
+    fits, and conversations are limited by it.
+
+    Raises:
+        ValueError: If not even the smallest extent fits.
+    """
+    root_tokens = extent_capacity(max_context_tokens)
+    while root_tokens > max_tokens:
+        root_tokens //= 2
+    if root_tokens < MIN_EXTENT_TOKENS:
+        raise ValueError(f"{max_tokens} token slots are fewer than the smallest extent, {MIN_EXTENT_TOKENS}")
+    return max_tokens // root_tokens, root_tokens

@@ -8,7 +8,8 @@ from guardwire_server.core.verdict import VerdictArrays
 class VerdictReporter:
     """Chooses which token verdicts a caller is told. Owner: the session.
 
-    Invariant: the reports of one stream hold rising indices, a rollback's aside, and none below `resume_from`.
+    Invariant: the reports of one stream hold rising indices, a rollback's aside, and none of those below `resume_from`
+    that a broken stream has reported already.
     """
 
     def __init__(self, update_mode: UpdateMode, resume_from: int) -> None:
@@ -16,9 +17,13 @@ class VerdictReporter:
         self._resume_from = resume_from
         self._last: tuple[int, int, int] | None = None  # turn, risk level and category of the newest token
 
-    def restart(self) -> None:
-        """Reports the next token whatever it is: the one before was rolled back."""
+    def restart(self, next_index: int) -> None:
+        """Reports the next token whatever it is: the caller rolled back to `next_index`.
+
+        The tokens pushed from there on are new ones, whose verdicts no caller has had on any stream.
+        """
         self._last = None
+        self._resume_from = min(self._resume_from, next_index)
 
     def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
         """What to tell of the verdicts on the tokens of `turn` from index `start` on."""

@@ -11,8 +11,8 @@ first. A sequence keeps its place until all that it had when it began to wait is
 
 Memory: a sequence that needs a larger extent moves. When the arena is full, the longest idle sequence loses its extent
 (it keeps its ids and is read again when it speaks); if none is idle, one that has waited less than the sequence that
-needs the room does. So the head of the order always gets its room, nobody can take it away, and every step that has
-anything to do makes progress.
+needs the room does; where even that would not make the room, nobody does. So the head of the order always gets its
+room, nobody can take it away, and every step that has anything to do makes progress.
 
 Integers only: no tensors, no clock, no threads.
 """
@@ -20,11 +20,11 @@ Integers only: no tensors, no clock, no threads.
 import itertools
 from array import array
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from guardwire_server.core.kv_arena import Extent, KvArena
+from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
 
 
 class Read(IntEnum):
@@ -136,6 +136,16 @@ class Scheduler:
         return len(self._sequences)
 
     @property
+    def arena_tokens(self) -> int:
+        """Token slots of the arena."""
+        return self._arena.num_tokens
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """The longest sequence that the arena can hold."""
+        return self._arena.root_tokens
+
+    @property
     def arena_used(self) -> float:
         """Share of the arena in use, 0 to 1."""
         return self._arena.num_used / self._arena.num_tokens
@@ -221,31 +231,44 @@ class Scheduler:
         head_tokens = max(short_tokens, int(budget * self._limits.long_share), budget - demand)
         return [(head, head_tokens), *((sequence, budget) for sequence in short + long)]
 
-    def _reserve(self, sequence: _Sequence, copies: list[Copy], planned: Container[int]) -> bool:
+    def _reserve(self, sequence: _Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
         """Makes sure that the sequence's extent holds all its tokens; False if this step has no room for it."""
         num_tokens = len(sequence.ids)
         if sequence.extent and sequence.extent.capacity >= num_tokens:
             return True
-        while (extent := self._arena.allocate(num_tokens)) is None:
-            if not self._evict_for(sequence, planned):
+        if not self._arena.has_room(num_tokens):
+            if not self._can_make_room(sequence, planned):
                 return False
+            self._make_room(sequence, planned)
+        extent = self._arena.allocate(num_tokens)
+        assert extent is not None
         if sequence.extent:
             copies.append(Copy(sequence.extent, extent, sequence.num_cached))
             self._arena.free(sequence.extent)
         sequence.extent = extent
         return True
 
-    def _evict_for(self, sequence: _Sequence, planned: Container[int]) -> bool:
-        """Takes one extent: the longest idle's, else that of the one that waits least, at last the sequence's own."""
+    def _can_make_room(self, sequence: _Sequence, planned: Collection[int]) -> bool:
+        """Whether the sequence would fit if all that may lose their extents did; if not, none should."""
+        capacity = extent_capacity(len(sequence.ids))
+        ahead = itertools.takewhile(lambda other: other is not sequence, self._waiting.values())
+        taken: set[int] = set()  # of the arena's aligned pieces of that capacity
+        for other in itertools.chain(ahead, (self._sequences[seq_id] for seq_id in planned)):
+            if extent := other.extent:
+                taken.update(range(extent.start // capacity, (extent.start + extent.capacity - 1) // capacity + 1))
+        return len(taken) < self._arena.num_tokens // capacity
+
+    def _make_room(self, sequence: _Sequence, planned: Collection[int]) -> None:
+        """Takes extents until there is room: the longest idle's, those of the ones that wait least, at last its own."""
         behind = itertools.takewhile(lambda other: other is not sequence, reversed(self._waiting.values()))
         for other in itertools.chain(self._idle.values(), behind, (sequence,)):
+            if self._arena.has_room(len(sequence.ids)):
+                return
             if other.extent and other.seq_id not in planned:
                 self._arena.free(other.extent)
                 other.extent = None
                 other.num_cached = 0
                 self.num_evictions += 1
-                return True
-        return False
 
     def _refile(self, sequence: _Sequence) -> None:
         """Puts a sequence where its tokens say it belongs; a place once taken in the order of waiting is kept."""

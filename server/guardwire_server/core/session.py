@@ -54,7 +54,7 @@ class Session:
         self._state = State.AWAITING_OPEN
         self._options: ev.OpenRequested
         self._transcript = Transcript()
-        self._opened_s = self._input_s = self._now_s = now_s
+        self._opened_s = self._idle_since_s = self._now_s = now_s
         self._prompt_verdict_s: float | None = None
         self._reporter: VerdictReporter
         self._closing_error: RequestError | None = None
@@ -91,7 +91,7 @@ class Session:
     def _open(self, event: ev.OpenRequested, outputs: list[ev.Output]) -> None:
         self._options = event
         self._reporter = VerdictReporter(event.update_mode, event.resume_from)
-        self._opened_s = self._input_s = self._now_s
+        self._opened_s = self._idle_since_s = self._now_s
         field = "open.templated.token_ids" if isinstance(event.prompt, array) else "open.conversation"
         if isinstance(event.prompt, array):
             query_index = self._renderer.find_query_index(event.prompt)
@@ -102,7 +102,9 @@ class Session:
             turn = self._renderer.prompt(event.prompt, event.thinking)
         extension = self._begin_turn(turn, field)
         num_prompt_tokens = len(turn.token_ids)
-        outputs.append(ev.StreamOpened(num_prompt_tokens, self._limits.max_context_tokens - num_prompt_tokens))
+        outputs.append(
+            ev.StreamOpened(event.policy.name, num_prompt_tokens, self._limits.max_context_tokens - num_prompt_tokens)
+        )
         outputs.append(extension)
         self._state = State.STREAMING
 
@@ -119,7 +121,7 @@ class Session:
         self._extend_with_text(tokens, outputs)
 
     def _roll_back(self, event: ev.RollbackRequested, outputs: list[ev.Output]) -> None:
-        self._input_s = self._now_s
+        self._idle_since_s = self._now_s
         transcript, kept = self._transcript, event.num_tokens_kept
         lowest, highest = transcript.present.first_index, transcript.num_pushed
         if not lowest <= kept <= highest:
@@ -131,7 +133,7 @@ class Session:
             )
         num_positions = transcript.truncate(kept)
         self._text.restart(transcript.text_offset(kept) if transcript.text_ends else 0)
-        self._reporter.restart()
+        self._reporter.restart(kept)
         outputs.append(ev.TruncateSequence(num_positions, transcript.epoch))
         outputs.append(ev.RolledBack(kept, transcript.present.judge.action))
 
@@ -146,6 +148,9 @@ class Session:
         self._state = State.CLOSING
         self._end_if_judged(outputs)
 
+    def _refuse(self, event: ev.InputRefused, outputs: list[ev.Output]) -> None:
+        raise event.error
+
     def _end_unopened(self, event: ev.InputEnded, outputs: list[ev.Output]) -> None:
         raise WrongState("OPEN_REQUIRED", "open", "the stream ended before it was opened")
 
@@ -158,6 +163,7 @@ class Session:
         turn = next((turn for turn in self._transcript.turns if turn.query_position == event.position), None)
         if turn is None or turn.prompt_verdict is not None:
             return
+        self._idle_since_s = self._now_s  # the caller may have waited for this
         if self._prompt_verdict_s is None:
             self._prompt_verdict_s = self._now_s - self._opened_s
         turn.prompt_verdict = event.verdict
@@ -185,6 +191,7 @@ class Session:
             if decision:
                 decisions.append(decision)
         transcript.num_judged = start + num_tokens
+        self._idle_since_s = self._now_s  # the caller may have waited for this
         outputs.extend(self._reporter.report(transcript, turn, start, event.verdicts.slice(0, num_tokens)))
         for decision in decisions:
             self._announce(decision, outputs)
@@ -202,7 +209,7 @@ class Session:
             self._end(StreamTimeout("MAX_LIFETIME", message), outputs)
             return
         waits_for_caller = self._state is not State.CLOSING and not self._transcript.num_pending
-        if waits_for_caller and self._now_s - self._input_s >= limits.idle_timeout_s:
+        if waits_for_caller and self._now_s - self._idle_since_s >= limits.idle_timeout_s:
             message = f"the stream sent nothing for {limits.idle_timeout_s:g} s, the limit"
             self._end(StreamTimeout("IDLE_TIMEOUT", message), outputs)
 
@@ -216,7 +223,7 @@ class Session:
 
     def _begin_turn(self, rendered: RenderedTurn, field: str) -> ev.ExtendSequence:
         self._require_room(len(rendered.token_ids), field)
-        self._input_s = self._now_s
+        self._idle_since_s = self._now_s
         transcript = self._transcript
         start, number = transcript.num_positions, len(transcript.turns)
         transcript.num_positions += len(rendered.token_ids)
@@ -234,7 +241,7 @@ class Session:
         return ev.ExtendSequence(rendered.token_ids, bytes(reads))
 
     def _extend_answer(self, ids: "array[int]", field: str, outputs: list[ev.Output]) -> None:
-        self._input_s = self._now_s
+        self._idle_since_s = self._now_s
         if not ids:
             return
         self._require_room(len(ids), field)
@@ -265,7 +272,7 @@ class Session:
         stop = start + len(event.token_ids)
         repeats = start < num_pushed and self._transcript.pushed_ids[start:stop] == event.token_ids
         if self._options.resume_from and repeats:
-            self._input_s = self._now_s
+            self._idle_since_s = self._now_s
             return True
         kind = "a gap" if start > num_pushed else "an overlap"
         raise OutOfRange("START_INDEX_MISMATCH", "tokens.start_index", f"{start} is {kind}: {num_pushed} was expected")

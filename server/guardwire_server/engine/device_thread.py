@@ -6,7 +6,8 @@ hands all results of a step back with a single wake-up of the loop. Nothing else
 which are replaced whole.
 
 A step that raises costs the sequences of that step. An engine that fails several steps in a row has lost its device:
-then the thread fails everything, says so, and takes nothing more.
+then the thread fails everything, says so, and takes nothing more. A thread that is stopped does the same, so that
+nobody waits for an answer that cannot come.
 """
 
 import asyncio
@@ -93,11 +94,11 @@ class DeviceThread:
         """Hands a message to an engine.
 
         Raises:
-            EngineUnavailable: If the device is lost.
+            EngineUnavailable: If the device is lost or the thread has stopped.
         """
         with self._wake:
             if self.is_dead:
-                raise _device_lost()
+                raise self._unavailable()
             self._inbox.append((engine, message))
             self._wake.notify()
 
@@ -107,7 +108,7 @@ class DeviceThread:
         return 0.0 if since_s is None else self._clock() - since_s
 
     async def stop(self, timeout_s: float) -> bool:
-        """Ends the thread after its present step; False if it did not end in time."""
+        """Ends the thread after its present step, failing what is pending; False if it did not end in time."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
@@ -124,7 +125,7 @@ class DeviceThread:
                         self._step(engine)
         except BaseException:
             logger.exception("the device thread died")
-            self._die()
+        self._die()
 
     def _wait_for_work(self) -> None:
         with self._wake:
@@ -138,8 +139,10 @@ class DeviceThread:
 
     def _step(self, engine: StepEngine) -> None:
         self._busy_since_s = self._clock()
-        results = engine.step()
-        self._busy_since_s = None
+        try:
+            results = engine.step()
+        finally:
+            self._busy_since_s = None
         self._hand_over(engine, results)
         if engine.num_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             raise RuntimeError(f"{engine.num_consecutive_failures} steps in a row failed")
@@ -149,7 +152,7 @@ class DeviceThread:
             self.is_dead = True
         self._apply_last_messages()
         for engine in self._engines:
-            self._hand_over(engine, engine.fail_all(_device_lost()))
+            self._hand_over(engine, engine.fail_all(self._unavailable()))
 
     def _apply_last_messages(self) -> None:
         """What was submitted before the end became known must fail too, not wait for ever."""
@@ -158,6 +161,11 @@ class DeviceThread:
                 self._apply_messages()
             except Exception:
                 logger.exception("a message could not be applied any more")
+
+    def _unavailable(self) -> EngineUnavailable:
+        if self._is_stopping:
+            return EngineUnavailable("STOPPED", "the server has stopped")
+        return EngineUnavailable("DEVICE_LOST", "the device is lost; this server judges nothing any more")
 
     def _hand_over(self, engine: StepEngine, results: Sequence[Any]) -> None:
         if results and self._loop is not None:
@@ -172,7 +180,3 @@ def step_failed(num_sequences: int) -> EngineError:
     request_id = uuid.uuid4().hex
     logger.exception("step failed, request_id=%s num_sequences=%d", request_id, num_sequences)
     return EngineError("STEP_FAILED", f"the step that was to judge this failed (request {request_id})", request_id)
-
-
-def _device_lost() -> EngineUnavailable:
-    return EngineUnavailable("DEVICE_LOST", "the device is lost; this server judges nothing any more")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
-from guardwire_server.core.errors import EngineUnavailable, RequestError, StreamTimeout
+from guardwire_server.core.errors import DeadlinePassed, EngineUnavailable, RequestError
 from guardwire_server.core.scheduler import Read, Scheduler, StepPlan
 from guardwire_server.core.verdict import RiskProbabilities
 from guardwire_server.engine.backend import GenBackend, GenReadings
@@ -89,27 +89,34 @@ class GenEngine:
             self._scheduler.extend(message.call_id, message.prompt_ids, reads)
         else:
             self._remove(message.call_id)
+        self._update_load(None)
 
     def step(self) -> Sequence[CallResult]:
         """Drops the calls whose deadline is over, then runs one step for the others."""
         results = self._drop_expired()
         plan = self._scheduler.schedule()
         if not plan.chunks:
+            self._update_load(None)
             return results
         try:
             readings = self._backend.step(plan)
         except Exception:
             self.num_consecutive_failures += 1
             error = step_failed(len(plan.chunks))
-            return results + [self._finish(chunk.seq_id, error) for chunk in plan.chunks]
+            results += [self._finish(chunk.seq_id, error) for chunk in plan.chunks]
+            self._update_load(None)
+            return results
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
+        results += self._advance(plan, readings)
         self._update_load(plan)
-        return results + self._advance(plan, readings)
+        return results
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[CallResult]:
         """Gives up every call."""
-        return [self._finish(call_id, error) for call_id in tuple(self._calls)]
+        results = [self._finish(call_id, error) for call_id in tuple(self._calls)]
+        self._update_load(None)
+        return results
 
     def deliver(self, results: Sequence[CallResult]) -> None:
         """Passes a step's results on, on the event loop."""
@@ -120,7 +127,7 @@ class GenEngine:
         expired = [
             call_id for call_id, call in self._calls.items() if call.deadline_s is not None and call.deadline_s <= now_s
         ]
-        error = StreamTimeout("DEADLINE_EXCEEDED", "the call's deadline passed before it was judged")
+        error = DeadlinePassed("DEADLINE_EXCEEDED", "the call's deadline passed before it was judged")
         return [self._finish(call_id, error) for call_id in expired]
 
     def _advance(self, plan: StepPlan, readings: GenReadings) -> list[CallResult]:
@@ -152,14 +159,14 @@ class GenEngine:
         self._calls.pop(call_id, None)
         self._scheduler.remove(call_id)
 
-    def _update_load(self, plan: StepPlan) -> None:
+    def _update_load(self, plan: StepPlan | None) -> None:
         before, scheduler = self.load, self._scheduler
         self.load = EngineLoad(
             num_sequences=scheduler.num_sequences,
             num_pending_tokens=scheduler.num_pending_tokens,
             arena_used=scheduler.arena_used,
-            num_steps=before.num_steps + 1,
-            num_step_sequences=before.num_step_sequences + len(plan.chunks),
-            num_step_tokens=before.num_step_tokens + plan.num_tokens,
+            num_steps=before.num_steps + (plan is not None),
+            num_step_sequences=before.num_step_sequences + (len(plan.chunks) if plan else 0),
+            num_step_tokens=before.num_step_tokens + (plan.num_tokens if plan else 0),
             num_evictions=scheduler.num_evictions,
         )

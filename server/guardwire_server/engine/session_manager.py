@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import secrets
 import time
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from guardwire_server.core.events import (
     DrainAnnounced,
     Event,
     ExtendSequence,
+    SequenceFailed,
     StreamEnded,
     TimePassed,
     TruncateSequence,
     Update,
 )
 from guardwire_server.core.ports import TurnRenderer
+from guardwire_server.core.scheduler import Read
 from guardwire_server.core.session import Session, SessionLimits
 from guardwire_server.engine.device_thread import DeviceThread
 from guardwire_server.engine.stream_engine import (
@@ -135,6 +138,7 @@ class SessionManager:
         self._renderer = renderer
         self._session_limits = session_limits
         self._sessions: dict[int, StreamSession] = {}
+        self._probes: dict[int, asyncio.Future[None]] = {}
         self._seq_ids = itertools.count()
         self._thread: DeviceThread
         self._engine: StreamEngine
@@ -185,6 +189,28 @@ class SessionManager:
             stream = self._sessions.get(seq_id)
             if stream is not None:
                 stream.handle(event)
+            elif (probe := self._probes.get(seq_id)) and not probe.done():
+                if isinstance(event, SequenceFailed):
+                    probe.set_exception(event.error)
+                else:
+                    probe.set_result(None)
+
+    async def probe(self) -> None:
+        """Judges one token of a sequence of its own: returns when the whole way through the device works.
+
+        Raises:
+            RequestError: When the step failed or the device is lost.
+        """
+        seq_id = next(self._seq_ids)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._probes[seq_id] = future
+        try:
+            for command in (OpenSequence(), ExtendSequence(array("i", (0,)), bytes((Read.RESPONSE,)))):
+                self._thread.submit(self._engine, SequenceMessage(seq_id, command))
+            await future
+        finally:
+            del self._probes[seq_id]
+            self.send(seq_id, CloseSequence())
 
     def drain(self, timeout_s: float) -> None:
         """Admits nothing more and tells every open stream that it will be cut in `timeout_s` seconds."""

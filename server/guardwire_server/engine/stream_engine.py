@@ -94,6 +94,7 @@ class StreamEngine:
         events = [(seq_id, SequenceFailed(error)) for seq_id in self._seq_ids]
         for seq_id in tuple(self._seq_ids):
             self._remove(seq_id)
+        self._update_load(None)
         return events
 
     def deliver(self, results: Sequence[SequenceEvent]) -> None:
@@ -105,6 +106,7 @@ class StreamEngine:
         events = [(chunk.seq_id, SequenceFailed(error)) for chunk in plan.chunks]
         for chunk in plan.chunks:
             self._remove(chunk.seq_id)
+        self._update_load(None)
         return events
 
     def _remove(self, seq_id: int) -> None:

@@ -249,7 +249,9 @@ class _UpdateModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateMode
     UPDATE_MODE_EVERY_TOKEN: _UpdateMode.ValueType  # 1
     """One verdict for every pushed token."""
     UPDATE_MODE_ON_CHANGE: _UpdateMode.ValueType  # 2
-    """Only the verdicts whose risk level or category differs from the token before, and every answer's first."""
+    """Only the verdicts whose risk level or category differs from the token before, every answer's first, and the first
+    after a rollback.
+    """
 
 class UpdateMode(_UpdateMode, metaclass=_UpdateModeEnumTypeWrapper):
     """Which verdicts a stream sends."""
@@ -259,7 +261,9 @@ UPDATE_MODE_UNSPECIFIED: UpdateMode.ValueType  # 0
 UPDATE_MODE_EVERY_TOKEN: UpdateMode.ValueType  # 1
 """One verdict for every pushed token."""
 UPDATE_MODE_ON_CHANGE: UpdateMode.ValueType  # 2
-"""Only the verdicts whose risk level or category differs from the token before, and every answer's first."""
+"""Only the verdicts whose risk level or category differs from the token before, every answer's first, and the first
+after a rollback.
+"""
 Global___UpdateMode: _TypeAlias = UpdateMode  # noqa: Y015
 
 class _ContextOverflow:
@@ -487,8 +491,8 @@ class ClassifyRequest(_message.Message):
     """The name of the policy; empty: `default`. Another name is NOT_FOUND."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The conversation, oldest first: an optional system message, then user and assistant messages in turn, beginning
-        with the user's. At most `Limits.max_messages`. Required.
+        """The conversation, oldest first: an optional system message, then the user's and the assistant's, beginning with the
+        user's. At most `Limits.max_messages`. Required.
         """
 
     def __init__(
@@ -765,8 +769,8 @@ class Conversation(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Oldest first: an optional system message, then user and assistant messages in turn, beginning and ending with
-        the user's. At most `Limits.max_messages`.
+        """Oldest first: an optional system message, then the user's and the assistant's, beginning and ending with the
+        user's. At most `Limits.max_messages`.
         """
 
     def __init__(
@@ -994,7 +998,7 @@ class ModerateStreamResponse(_message.Message):
 
     @_builtins.property
     def rolled_back(self) -> Global___RolledBack:
-        """A rollback is done: verdicts after this message are about the tokens pushed after the rollback."""
+        """A rollback is done."""
 
     @_builtins.property
     def draining(self) -> Global___Draining:
@@ -1251,7 +1255,9 @@ Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class RolledBack(_message.Message):
-    """A rollback is done."""
+    """A rollback is done. Verdicts after this message with an index of at least `num_tokens_kept` are about tokens that were
+    pushed after the rollback.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,150 @@
+"""The configuration: one frozen tree, from a file, the environment and the command line, in rising precedence.
+
+Every setting is a field of `ServerConfig`, and so a key of the YAML file, a variable `GUARDWIRE_<KEY>` and a flag
+`--<key>` (underscores as hyphens). What is unknown or cannot be parsed refuses to start, and says where it came from.
+This is the only place that reads the environment.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from guardwire_server.core.errors import StartupError
+
+ENVIRONMENT_PREFIX = "GUARDWIRE_"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ServerConfig(BaseModel):
+    """All settings of `guardwire-server serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stream_model: str = Field(
+        "demo", description="the Qwen3Guard-Stream checkpoint: a hub name, a directory, `demo`, or `none`"
+    )
+    gen_model: str = Field(
+        "demo", description="the Qwen3Guard-Gen checkpoint: a hub name, a directory, `demo`, or `none`"
+    )
+    listen: str = Field("127.0.0.1:50051", description="HOST:PORT to serve on; port 0 picks a free one")
+    ready_file: Path | None = Field(None, description="file that receives the bound address once the server serves")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    num_threads: int = Field(0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
+    max_sessions: Count = Field(1024, description="streams open at once")
+    max_classify_calls: Count = Field(256, description="Classify calls waiting or running at once")
+    max_tokens_per_message: Count = Field(4096, description="token ids in one message")
+    max_message_bytes: Count = Field(65536, description="bytes of UTF-8 in one message's content")
+    max_messages: Count = Field(1024, description="messages in one conversation")
+    max_pending_tokens: Count = Field(
+        4096, description="tokens of one stream that wait to be judged before the server stops reading from it"
+    )
+    max_context_tokens: Count | None = Field(None, description="longest conversation in tokens; default: the model's")
+    kv_memory_gib: float | None = Field(
+        None, gt=0, description="memory for cached keys and values, GiB per model; default: from what is free"
+    )
+    max_num_batched_tokens: Count | None = Field(
+        None, description="tokens in one engine step; default: 256 on a CPU, 4096 on a GPU"
+    )
+    max_num_seqs: Count = Field(256, description="sequences in one engine step")
+    idle_timeout_s: Seconds = Field(300.0, description="seconds after which a stream that pushes nothing is ended")
+    max_lifetime_s: Seconds = Field(3600.0, description="seconds after which a stream is ended whatever it does")
+    write_timeout_s: Seconds = Field(30.0, description="seconds after which a caller that reads nothing is cut off")
+    stall_timeout_s: Seconds | None = Field(
+        None, description="seconds after which a step counts as stalled; default: from the steps measured at start"
+    )
+    drain_delay_s: float = Field(
+        1.0, ge=0, description="seconds between NOT_SERVING and refusing new calls, for load balancers to notice"
+    )
+    grace_s: float = Field(30.0, ge=0, description="seconds that open calls have to end after SIGTERM")
+    reflection: bool = Field(True, description="serve gRPC reflection")
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not (host and colon and port.isdigit() and int(port) < 65536):
+            raise ValueError("must be HOST:PORT with a port from 0 to 65535")
+        return value
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and a flag for every setting."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings, by the names below")
+    for key, field in ServerConfig.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        help_text = f"{field.description}{default}".replace("%", "%%")
+        parser.add_argument(f"--{key.replace('_', '-')}", dest=key, metavar="VALUE", help=help_text)
+
+
+def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServerConfig:
+    """Puts the configuration together.
+
+    Args:
+        flags: What `add_flags` made of the command line; None where a flag was not given.
+        environment: The environment; default: the process's.
+
+    Raises:
+        StartupError: Naming every setting at fault and where it came from.
+    """
+    environment = os.environ if environment is None else environment
+    config_file = flags.get("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    sources: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for source, settings in (
+        (str(config_file), _read_file(Path(config_file)) if config_file else {}),
+        ("the environment", _read_environment(environment)),
+        ("the command line", {key: flags[key] for key in ServerConfig.model_fields if flags.get(key) is not None}),
+    ):
+        values.update(settings)
+        sources.update(dict.fromkeys(settings, source))
+    try:
+        return ServerConfig.model_validate(values)
+    except ValidationError as error:
+        raise StartupError(_describe(error, sources)) from None
+
+
+def prepare_process() -> None:
+    """Settings that libraries read when they are first imported; call it before torch is.
+
+    OpenMP's threads otherwise spin between steps and starve the event loop.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise StartupError(f"config: cannot read {path}: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise StartupError(f"config: {path} is not a mapping of settings")
+    return {str(key): value for key, value in content.items()}
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {name: name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in environment}
+    return {
+        key: environment[name]
+        for name, key in names.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and key not in ("config", "target")  # the latter is the client's
+    }
+
+
+def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        is_unknown = item["type"] == "extra_forbidden"
+        problem = "there is no such setting" if is_unknown else item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key} (from {sources.get(key.partition('.')[0], 'the defaults')}): {problem}")
+    return "; ".join(lines)

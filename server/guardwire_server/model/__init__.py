@@ -1,0 +1,1 @@
+"""Everything that knows torch and the checkpoints: files, tokens, prompts, and the forward passes."""

@@ -1,0 +1,173 @@
+"""From a checkpoint to a model that is ready to judge: weights, arena, scheduler, renderer, warmed up."""
+
+import logging
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from guardwire_server.core.errors import StartupError
+from guardwire_server.core.kv_arena import KvArena
+from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits
+from guardwire_server.engine.backend import GenBackend, StreamBackend
+from guardwire_server.model.checkpoint import Checkpoint, CheckpointKind, open_checkpoint
+from guardwire_server.model.checkpoint_template import load_chat_template
+from guardwire_server.model.checkpoint_weights import LoadProgress, load_gen, load_stream
+from guardwire_server.model.gen_backend import TorchGenBackend
+from guardwire_server.model.memory import choose_arena
+from guardwire_server.model.prompt import verdict_token_ids
+from guardwire_server.model.renderers import GenRenderer, StreamRenderer
+from guardwire_server.model.stream_backend import TorchStreamBackend
+from guardwire_server.model.tokens import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model.
+
+    `max_context_tokens` None: the model's own. `max_sequences`: how many at once, which bounds the arena.
+    `kv_memory_gib` None: from what is free. `on_progress` gives, for a model's name, what hears how far loading is.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    max_sequences: int
+    step_limits: SchedulerLimits
+    max_context_tokens: int | None = None
+    kv_memory_gib: float | None = None
+    on_progress: Callable[[str], LoadProgress] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What both families have in common. `longest_step_s`: a step of the whole token budget, measured."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    scheduler: Scheduler
+    max_context_tokens: int
+    longest_step_s: float
+    device_name: str
+    dtype_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamModel(LoadedModel):
+    """A Qwen3Guard-Stream model, ready to judge."""
+
+    backend: TorchStreamBackend
+    renderer: StreamRenderer
+
+
+@dataclass(frozen=True, slots=True)
+class GenModel(LoadedModel):
+    """A Qwen3Guard-Gen model, ready to judge."""
+
+    backend: TorchGenBackend
+    renderer: GenRenderer
+
+
+def open_as(kind: CheckpointKind, name_or_path: str, setting: str) -> Checkpoint:
+    """Opens the checkpoint that a setting names.
+
+    Raises:
+        StartupError: If it cannot be served, or is of the other kind.
+    """
+    checkpoint = open_checkpoint(name_or_path)
+    if checkpoint.kind is not kind:
+        raise StartupError(f"{setting}: {checkpoint.name} is a {checkpoint.kind.value}; {kind.value} is needed")
+    if checkpoint.is_demo:
+        logger.warning("%s: a small demo checkpoint for trying things out; do not rely on what it says", setting)
+    return checkpoint
+
+
+def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamModel:
+    """Loads a Qwen3Guard-Stream checkpoint.
+
+    Raises:
+        StartupError: If a file is missing or damaged, or the memory is too small.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
+    scheduler, max_context_tokens = _scheduler(checkpoint, options)
+    backend = TorchStreamBackend(guard, scheduler.arena_tokens)
+    return StreamModel(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        max_context_tokens=max_context_tokens,
+        longest_step_s=_warm_up(scheduler, backend, Read.RESPONSE, options),
+        device_name=str(options.device),
+        dtype_name=str(options.dtype).removeprefix("torch."),
+        backend=backend,
+        renderer=StreamRenderer(tokenizer),
+    )
+
+
+def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
+    """Loads a Qwen3Guard-Gen checkpoint; otherwise as `load_stream_model`."""
+    tokenizer = load_tokenizer(checkpoint)
+    template = load_chat_template(checkpoint.path)
+    verdict = verdict_token_ids(tokenizer)
+    weights = load_gen(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
+    scheduler, max_context_tokens = _scheduler(checkpoint, options)
+    backend = TorchGenBackend(
+        weights.backbone,
+        weights.lm_head,
+        scheduler.arena_tokens,
+        end_ids=frozenset(checkpoint.eos_token_ids) or frozenset({tokenizer.control.im_end}),
+        verdict_prefix=verdict.prefix_ids,
+        verdict_ids=(verdict.safe_id, verdict.controversial_id, verdict.unsafe_id),
+    )
+    return GenModel(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        max_context_tokens=max_context_tokens,
+        longest_step_s=_warm_up(scheduler, backend, Read.LOGITS, options),
+        device_name=str(options.device),
+        dtype_name=str(options.dtype).removeprefix("torch."),
+        backend=backend,
+        renderer=GenRenderer(tokenizer, template),
+    )
+
+
+def _scheduler(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Scheduler, int]:
+    """A scheduler with its arena, and the longest conversation that it allows."""
+    wanted = min(options.max_context_tokens or checkpoint.max_context_tokens, checkpoint.max_context_tokens)
+    num_roots, root_tokens = choose_arena(
+        checkpoint.config,
+        options.device,
+        options.dtype,
+        max_context_tokens=wanted,
+        max_sequences=options.max_sequences,
+        memory_gib=options.kv_memory_gib,
+    )
+    max_context_tokens = min(wanted, root_tokens)
+    if max_context_tokens < wanted:
+        logger.warning("%s: the memory limits conversations to %d tokens", checkpoint.name, max_context_tokens)
+    return Scheduler(KvArena(num_roots, root_tokens), options.step_limits), max_context_tokens
+
+
+def _warm_up(scheduler: Scheduler, backend: StreamBackend | GenBackend, read: Read, options: LoadOptions) -> float:
+    """Runs the largest step twice, so that the first caller does not wait for it; returns the second one's seconds."""
+    num_tokens = min(options.step_limits.max_num_batched_tokens, scheduler.max_sequence_tokens)
+    duration_s = 0.0
+    for _ in range(2):
+        scheduler.add(-1)
+        scheduler.extend(-1, array("i", bytes(4 * num_tokens)), bytes(num_tokens - 1) + bytes((read,)))
+        plan = scheduler.schedule()
+        started_s = time.monotonic()
+        backend.step(plan)
+        duration_s = time.monotonic() - started_s
+        scheduler.complete(plan)
+        scheduler.remove(-1)
+    return duration_s
+
+
+def _progress(checkpoint: Checkpoint, options: LoadOptions) -> LoadProgress | None:
+    return options.on_progress(checkpoint.name) if options.on_progress else None

@@ -1,0 +1,54 @@
+"""How much memory a model's arena may take."""
+
+import os
+
+import torch
+from transformers import Qwen3Config
+
+from guardwire_server.core.errors import StartupError
+from guardwire_server.core.kv_arena import arena_shape
+from guardwire_server.model.ragged_attention import kv_bytes_per_token
+
+FREE_SHARE = {"cpu": 0.25, "cuda": 0.4}
+"""The share of free memory that one model's arena takes when nothing else is said: two models fit, with a reserve."""
+
+_GIB = 2**30
+
+
+def choose_arena(
+    config: Qwen3Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    max_context_tokens: int,
+    max_sequences: int,
+    memory_gib: float | None,
+) -> tuple[int, int]:
+    """The arena's number of roots and tokens per root (core.kv_arena.arena_shape).
+
+    Args:
+        config: The backbone.
+        device: Where the arena will lie.
+        dtype: What it will hold.
+        max_context_tokens: The longest sequence.
+        max_sequences: More room than all of them at full length is never taken.
+        memory_gib: What to take, in GiB; None: FREE_SHARE of what is free.
+
+    Raises:
+        StartupError: If the memory does not hold even a short conversation.
+    """
+    budget_bytes = memory_gib * _GIB if memory_gib else free_memory_bytes(device) * FREE_SHARE[device.type]
+    per_token = kv_bytes_per_token(config, dtype)
+    max_tokens = min(int(budget_bytes // per_token), max_sequences * max(64, max_context_tokens) * 2)
+    try:
+        return arena_shape(max_tokens, max_context_tokens)
+    except ValueError as error:
+        raise StartupError(f"kv_memory_gib: {budget_bytes / _GIB:.3f} GiB are too little: {error}") from None
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory of a device that nobody uses now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

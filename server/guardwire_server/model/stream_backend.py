@@ -1,0 +1,49 @@
+"""The stream model as the engine sees it: a plan in, verdicts out."""
+
+from array import array
+
+import numpy as np
+import torch
+
+from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.verdict import RiskLevel, VerdictArrays
+from guardwire_server.engine.backend import StreamReadings
+from guardwire_server.model.backbone import Backbone, rows_to_read
+from guardwire_server.model.stream_guard import StreamGuard
+
+
+class TorchStreamBackend:
+    """Implements engine.backend.StreamBackend. Owner and thread: the device thread."""
+
+    def __init__(self, guard: StreamGuard, num_slots: int) -> None:
+        self._guard = guard
+        self._backbone = Backbone(guard.model, num_slots)
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StreamReadings:
+        """Runs one step; the only waits for the device are the reads of the verdicts at its end."""
+        hidden = self._backbone.step(plan)
+        responses = hidden[rows_to_read(plan, Read.RESPONSE)]
+        queries = hidden[rows_to_read(plan, Read.QUERY)]
+        return StreamReadings(
+            responses=pack_verdicts(*self._guard.response_probabilities(responses)),
+            queries=pack_verdicts(*self._guard.query_probabilities(queries)),
+        )
+
+
+def pack_verdicts(risk: torch.Tensor, category: torch.Tensor) -> VerdictArrays:
+    """Packs probabilities: risk float32 [N, 3] in rising order of harm, category float32 [N, 9] in Category's order.
+
+    Each token's level is the most probable one, between equals the more harmful one.
+    """
+    risk_host, category_host = risk.cpu().numpy(), category.cpu().numpy()
+    levels = (3 - np.argmax(risk_host[:, ::-1], axis=1)).astype(np.uint8)
+    is_risky = levels != RiskLevel.SAFE
+    best = np.argmax(category_host, axis=1)
+    best_probability = category_host[np.arange(len(best)), best] * is_risky
+    return VerdictArrays(
+        risk_levels=array("B", levels.tobytes()),
+        probabilities=array("f", risk_host.astype(np.float32).tobytes()),
+        categories=array("B", ((best + 1) * is_risky).astype(np.uint8).tobytes()),
+        category_probabilities=array("f", best_probability.astype(np.float32).tobytes()),
+    )

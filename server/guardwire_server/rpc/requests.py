@@ -1,0 +1,179 @@
+"""Protobuf requests as the core's events. Values are checked here; what a stream's state allows, the session checks."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, TypeVar
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.core import events as ev
+from guardwire_server.core.errors import InvalidField, NotServed
+from guardwire_server.core.policy import Policy
+from guardwire_server.core.verdict import Message, Role
+from guardwire_server.rpc.catalogue import Catalogue, check_fingerprint, check_model_name
+
+_EnumT = TypeVar("_EnumT", bound=Enum)
+
+_THINKING = {pb.THINKING_UNSPECIFIED: ev.Thinking.OFF, pb.THINKING_OFF: ev.Thinking.OFF, pb.THINKING_ON: ev.Thinking.ON}
+_INPUT_KINDS = {
+    pb.INPUT_KIND_UNSPECIFIED: ev.InputKind.TOKENS,
+    pb.INPUT_KIND_TOKENS: ev.InputKind.TOKENS,
+    pb.INPUT_KIND_TEXT: ev.InputKind.TEXT,
+}
+_UPDATE_MODES = {
+    pb.UPDATE_MODE_UNSPECIFIED: ev.UpdateMode.EVERY_TOKEN,
+    pb.UPDATE_MODE_EVERY_TOKEN: ev.UpdateMode.EVERY_TOKEN,
+    pb.UPDATE_MODE_ON_CHANGE: ev.UpdateMode.ON_CHANGE,
+}
+_ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
+
+
+class RequestReader:
+    """Reads requests against a catalogue. Stateless; any thread."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._limits = catalogue.limits
+
+    def classify(self, request: pb.ClassifyRequest) -> tuple[tuple[Message, ...], Policy]:
+        """The conversation and the policy of a Classify call.
+
+        Raises:
+            CallerError: Naming the field at fault.
+        """
+        check_model_name(self._catalogue.require_gen_model(), request.model, "model")
+        policy = self._catalogue.policy(request.policy, "policy")
+        messages = self._messages(request.messages, "messages")
+        if messages[-1].role is Role.SYSTEM:
+            raise InvalidField("NOTHING_TO_JUDGE", "messages", "the last message must be the user's or the assistant's")
+        return messages, policy
+
+    def stream_event(self, request: pb.ModerateStreamRequest) -> ev.CallerEvent:
+        """The event of one stream message.
+
+        Raises:
+            CallerError: Naming the field at fault.
+        """
+        match request.WhichOneof("request"):
+            case "open":
+                return self._open(request.open)
+            case "tokens":
+                start_index = request.tokens.start_index if request.tokens.HasField("start_index") else None
+                return ev.TokensPushed(self._pushed_ids(request.tokens.token_ids, "tokens.token_ids"), start_index)
+            case "text":
+                self._check_size(request.text.text, "text.text")
+                return ev.TextPushed(request.text.text, request.text.flush)
+            case "rollback":
+                return ev.RollbackRequested(request.rollback.num_tokens_kept)
+            case "user_turn":
+                return self._user_turn(request.user_turn)
+            case "finish":
+                return ev.FinishRequested()
+        raise InvalidField(
+            "EMPTY_REQUEST", "request", "one of open, tokens, text, rollback, user_turn, finish is required"
+        )
+
+    def _open(self, request: pb.StreamOpen) -> ev.OpenRequested:
+        model = self._catalogue.require_stream_model()
+        check_model_name(model, request.model, "open.model")
+        check_fingerprint(model, request.tokenizer_fingerprint, "open.tokenizer_fingerprint")
+        _check_context_overflow(request.context_overflow)
+        return ev.OpenRequested(
+            prompt=self._prompt(request),
+            policy=self._catalogue.policy(request.policy, "open.policy"),
+            thinking=_enum_value(request.thinking, _THINKING, "Thinking", "open.thinking"),
+            input_kind=_enum_value(request.input, _INPUT_KINDS, "InputKind", "open.input"),
+            update_mode=_enum_value(request.update_mode, _UPDATE_MODES, "UpdateMode", "open.update_mode"),
+            end_on_block=request.end_on_block,
+            observe_only=request.observe_only,
+            resume_from=request.resume_from,
+        )
+
+    def _prompt(self, request: pb.StreamOpen) -> "tuple[Message, ...] | array[int]":
+        match request.WhichOneof("prompt"):
+            case "conversation":
+                field = "open.conversation.messages"
+                messages = self._messages(request.conversation.messages, field)
+                if messages[-1].role is not Role.USER:
+                    raise InvalidField("USER_LAST", field, "the last message must be the user's")
+                return messages
+            case "templated":
+                return self._ids(request.templated.token_ids, "open.templated.token_ids")
+        raise InvalidField("PROMPT_REQUIRED", "open.prompt", "one of conversation, templated is required")
+
+    def _user_turn(self, request: pb.UserTurn) -> ev.UserTurnAdded:
+        match request.WhichOneof("turn"):
+            case "content":
+                self._check_content(request.content, "user_turn.content")
+                return ev.UserTurnAdded(request.content)
+            case "tokens":
+                ids = self._pushed_ids(request.tokens.token_ids, "user_turn.tokens.token_ids")
+                if not ids:
+                    raise InvalidField("EMPTY_CONTENT", "user_turn.tokens.token_ids", "must not be empty")
+                return ev.UserTurnAdded(ids)
+        raise InvalidField("CONTENT_REQUIRED", "user_turn.turn", "one of content, tokens is required")
+
+    def _messages(self, messages: Sequence[pb.Message], field: str) -> tuple[Message, ...]:
+        if not messages:
+            raise InvalidField("EMPTY_CONVERSATION", field, "must not be empty")
+        limit = self._limits.max_messages
+        if len(messages) > limit:
+            raise InvalidField("TOO_MANY_MESSAGES", field, f"{len(messages)} messages, the limit is {limit}")
+        read = tuple(self._message(message, f"{field}[{index}]", index) for index, message in enumerate(messages))
+        first = 1 if read[0].role is Role.SYSTEM else 0
+        if first < len(read) and read[first].role is not Role.USER:
+            raise InvalidField("USER_FIRST", f"{field}[{first}].role", "the conversation must begin with the user")
+        return read
+
+    def _message(self, message: pb.Message, field: str, index: int) -> Message:
+        role = _enum_value(message.role, _ROLES, "Role", f"{field}.role")
+        if role is Role.SYSTEM and index:
+            raise InvalidField("SYSTEM_FIRST", f"{field}.role", "only the first message can be the system's")
+        self._check_content(message.content, f"{field}.content")
+        return Message(role, message.content)
+
+    def _check_content(self, content: str, field: str) -> None:
+        if not content.strip():
+            raise InvalidField("EMPTY_CONTENT", field, "must not be empty or blank")
+        self._check_size(content, field)
+
+    def _check_size(self, text: str, field: str) -> None:
+        num_bytes, limit = len(text.encode()), self._limits.max_message_bytes
+        if num_bytes > limit:
+            raise InvalidField("CONTENT_TOO_LARGE", field, f"{num_bytes} bytes, the limit is {limit}")
+
+    def _pushed_ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
+        limit = self._limits.max_tokens_per_message
+        if len(token_ids) > limit:
+            raise InvalidField("TOO_MANY_TOKENS", field, f"{len(token_ids)} ids in one message, the limit is {limit}")
+        return self._ids(token_ids, field)
+
+    def _ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
+        limit = self._catalogue.require_stream_model().vocabulary_size
+        if token_ids and max(token_ids) >= limit:
+            index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
+            raise InvalidField(
+                "TOKEN_ID_BEYOND_VOCABULARY",
+                f"{field}[{index}]",
+                f"{token_ids[index]} is not a token, ids must be below {limit}",
+            )
+        return array("i", token_ids)
+
+
+def _check_context_overflow(value: int) -> None:
+    if value == pb.CONTEXT_OVERFLOW_SLIDE:
+        raise NotServed("SLIDE_NOT_SERVED", "open.context_overflow", "this server serves CONTEXT_OVERFLOW_FAIL alone")
+    if value not in (pb.CONTEXT_OVERFLOW_UNSPECIFIED, pb.CONTEXT_OVERFLOW_FAIL):
+        raise _unknown_value(value, "ContextOverflow", "open.context_overflow")
+
+
+def _enum_value(value: int, values: Mapping[Any, _EnumT], enum_name: str, field: str) -> _EnumT:
+    if value not in values:
+        raise _unknown_value(value, enum_name, field)
+    return values[value]
+
+
+def _unknown_value(value: int, enum_name: str, field: str) -> InvalidField:
+    enum = pb.DESCRIPTOR.enum_types_by_name[enum_name]
+    names = ", ".join(known.name for known in enum.values if known.number)
+    return InvalidField("UNKNOWN_ENUM_VALUE", field, f"{value} is none of {names}")

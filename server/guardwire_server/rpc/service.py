@@ -1,0 +1,176 @@
+"""The ModerationService: each call read, handed to the engine, and answered."""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire.v1 import moderation_pb2_grpc as pb_grpc
+from guardwire_server.core.errors import CallerError, EngineError, InvalidField, NotServed, RequestError, StreamTimeout
+from guardwire_server.core.events import InputEnded, InputRefused, SequenceFailed
+from guardwire_server.engine.classifier import Classifier
+from guardwire_server.engine.device_thread import EngineLoad
+from guardwire_server.engine.session_manager import SessionManager, StreamSession
+from guardwire_server.rpc.catalogue import Catalogue
+from guardwire_server.rpc.requests import RequestReader
+from guardwire_server.rpc.responses import StreamWriter, classify_response, server_info
+from guardwire_server.rpc.status import to_status
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_CHUNK_BYTES = 65536
+"""The size of GetTokenizer's messages: far below gRPC's default limit, large against the cost of a message."""
+
+ABORT_TIMEOUT_S = 5.0
+"""A caller that reads nothing cannot be told so either; after this its call is dropped."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModerationService(pb_grpc.ModerationServiceServicer):
+    """Answers the calls. Thread: the event loop. Keeps nothing between calls."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        manager: SessionManager | None,
+        classifier: Classifier | None,
+        stream_load: Callable[[], EngineLoad],
+    ) -> None:
+        """Serves a catalogue; `manager` or `classifier` is None where the catalogue lacks the model."""
+        self._catalogue = catalogue
+        self._manager = manager
+        self._classifier = classifier
+        self._stream_load = stream_load
+        self._reader = RequestReader(catalogue)
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
+        """Judges a finished conversation."""
+        async with _errors_as_status(context):
+            messages, policy = self._reader.classify(request)
+            model = self._catalogue.require_gen_model()
+            assert self._classifier is not None  # it comes with the model
+            result = await self._classifier.classify(messages, policy, _remaining_s(context))
+            return classify_response(result, model, policy)
+        return pb.ClassifyResponse()  # never sent: the call is over
+
+    async def ModerateStream(  # type: ignore[override]  # noqa: N802 writes through the context, to bound each write
+        self, request_iterator: AsyncIterator[pb.ModerateStreamRequest], context: Context
+    ) -> None:
+        """Judges an answer while it is being written."""
+        async with _errors_as_status(context):
+            model = self._catalogue.require_stream_model()
+            assert self._manager is not None  # it comes with the model
+            async with self._manager.open() as stream:
+                reader = asyncio.create_task(self._read(request_iterator, stream))
+                try:
+                    writer = StreamWriter(stream.session_id, model, self._catalogue.limits)
+                    await self._write(stream, writer, context)
+                finally:
+                    reader.cancel()
+                    await asyncio.wait([reader])
+
+    async def ModerateStreams(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ModerateStreamsRequest], context: Context
+    ) -> None:
+        """Not served yet."""
+        async with _errors_as_status(context):
+            raise NotServed("MODERATE_STREAMS_NOT_SERVED", "", "use one ModerateStream call per conversation")
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        """Tells what the server is."""
+        return server_info(
+            self._catalogue,
+            num_sessions=self._manager.num_sessions if self._manager else 0,
+            num_calls=self._classifier.num_calls if self._classifier else 0,
+            stream_load=self._stream_load(),
+        )
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: pb.GetTokenizerRequest, context: Context
+    ) -> AsyncIterator[pb.GetTokenizerResponse]:
+        """Sends a tokenizer in chunks."""
+        async with _errors_as_status(context):
+            if request.model_kind not in pb.ModelKind.values():
+                raise InvalidField("UNKNOWN_ENUM_VALUE", "model_kind", f"{request.model_kind} is no ModelKind")
+            is_gen = request.model_kind == pb.MODEL_KIND_GEN
+            model = self._catalogue.require_gen_model() if is_gen else self._catalogue.require_stream_model()
+            content = model.tokenizer_json
+            for start in range(0, len(content), TOKENIZER_CHUNK_BYTES):
+                response = pb.GetTokenizerResponse(chunk=content[start : start + TOKENIZER_CHUNK_BYTES])
+                if not start:
+                    response.num_bytes = len(content)
+                    response.tokenizer_fingerprint = model.tokenizer_fingerprint
+                yield response
+
+    async def _read(self, requests: AsyncIterator[pb.ModerateStreamRequest], stream: StreamSession) -> None:
+        """Hands the caller's messages to the session, as fast as it wants them.
+
+        The end of the caller's half, a cancellation and a lost connection all look the same here; the protocol tells
+        them apart by `finish`.
+        """
+        try:
+            async for request in requests:
+                try:
+                    event = self._reader.stream_event(request)
+                except CallerError as error:
+                    stream.handle(InputRefused(error))
+                else:
+                    stream.handle(event)
+                await stream.ready_for_input()
+            stream.handle(InputEnded())
+        except Exception:
+            stream.handle(SequenceFailed(_internal_error()))
+
+    async def _write(self, stream: StreamSession, writer: StreamWriter, context: Context) -> None:
+        timeout_s = self._catalogue.limits.write_timeout_s
+        async for update in stream.updates():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await context.write(writer.response(update))
+            except TimeoutError:
+                message = f"the caller read nothing for {timeout_s:g} s, the limit"
+                raise StreamTimeout("WRITE_TIMEOUT", message) from None
+
+
+@contextlib.asynccontextmanager
+async def _errors_as_status(context: Context) -> AsyncIterator[None]:
+    """Ends the call with the status of whatever error leaves the block; what nobody foresaw becomes INTERNAL."""
+    try:
+        yield
+    except RequestError as error:
+        await _abort(context, error)
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except asyncio.InvalidStateError:
+        return  # a write on a call that is over already
+    except Exception:
+        await _abort(context, _internal_error())
+
+
+async def _abort(context: Context, error: RequestError) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError, TimeoutError):
+        async with asyncio.timeout(ABORT_TIMEOUT_S):
+            await context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+def _internal_error() -> EngineError:
+    """Logs the exception being handled; tells the caller no more than where to find it."""
+    request_id = uuid.uuid4().hex
+    logger.exception("call failed, request_id=%s", request_id)
+    return EngineError("INTERNAL", f"the server failed (request {request_id})", request_id)
+
+
+def _remaining_s(context: Context) -> float | None:
+    """Seconds to the call's deadline, or None if it has none."""
+    remaining_s: float | None = context.time_remaining()
+    return remaining_s
