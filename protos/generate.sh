@@ -5,7 +5,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../clients/python/src}
 python=${PYTHON:-python3}
-PATH=$(dirname "$(command -v "$python")"):$PATH  # protoc looks for its mypy plugins there
+PATH=$(cd "$(dirname "$(command -v "$python")")" && pwd):$PATH  # protoc looks for its mypy plugins there
 mkdir -p "$out"
 "$python" -m grpc_tools.protoc -I "$here" \
     --python_out="$out" --grpc_python_out="$out" --mypy_out="$out" --mypy_grpc_out="$out" \

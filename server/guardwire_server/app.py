@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import torch
@@ -176,6 +176,19 @@ class Server:
             self._manager.probe if self._manager else None,
             stall_timeout_s=self._config.stall_timeout_s or max(MIN_STALL_TIMEOUT_S, STALL_STEPS * max(steps_s)),
         )
+
+
+@contextlib.asynccontextmanager
+async def local_server(
+    config: ServerConfig, on_progress: Callable[[str], LoadProgress] | None = None
+) -> AsyncIterator[str]:
+    """Runs a server inside this process for the length of the block; gives its address."""
+    server = Server(config, load_models(config, on_progress))
+    address = await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop()
 
 
 async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress] | None = None) -> None:

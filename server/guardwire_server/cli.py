@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 in good order, 1 if it could not start, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
     prepare_process()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=options.log_level, format=log_format)
     try:
         return int(options.run(options))
     except StartupError as error:
@@ -37,14 +38,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves until SIGTERM. Flags are also keys of the --config file and variables GUARDWIRE_<KEY>.",
     )
     add_flags(serve)
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, log_level=logging.INFO)
     demo = commands.add_parser("demo", help="show what it does, with the demo checkpoints")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, log_level=logging.ERROR)
     check = commands.add_parser("check-model", help="say what a checkpoint is, load it, judge two examples")
     check.add_argument("path", metavar="PATH", help="a directory or a hub name")
     check.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     check.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
-    check.set_defaults(run=_check_model)
+    check.set_defaults(run=_check_model, log_level=logging.WARNING)
     return parser
 
 

@@ -28,43 +28,56 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stream_model: str = Field(
-        "demo", description="the Qwen3Guard-Stream checkpoint: a hub name, a directory, `demo`, or `none`"
+        default="demo", description="the Qwen3Guard-Stream checkpoint: a hub name, a directory, `demo`, or `none`"
     )
     gen_model: str = Field(
-        "demo", description="the Qwen3Guard-Gen checkpoint: a hub name, a directory, `demo`, or `none`"
+        default="demo", description="the Qwen3Guard-Gen checkpoint: a hub name, a directory, `demo`, or `none`"
     )
-    listen: str = Field("127.0.0.1:50051", description="HOST:PORT to serve on; port 0 picks a free one")
-    ready_file: Path | None = Field(None, description="file that receives the bound address once the server serves")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
-    num_threads: int = Field(0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
-    max_sessions: Count = Field(1024, description="streams open at once")
-    max_classify_calls: Count = Field(256, description="Classify calls waiting or running at once")
-    max_tokens_per_message: Count = Field(4096, description="token ids in one message")
-    max_message_bytes: Count = Field(65536, description="bytes of UTF-8 in one message's content")
-    max_messages: Count = Field(1024, description="messages in one conversation")
+    listen: str = Field(default="127.0.0.1:50051", description="HOST:PORT to serve on; port 0 picks a free one")
+    ready_file: Path | None = Field(
+        default=None, description="file that receives the bound address once the server serves"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    num_threads: int = Field(default=0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
+    max_sessions: Count = Field(default=1024, description="streams open at once")
+    max_classify_calls: Count = Field(default=256, description="Classify calls waiting or running at once")
+    max_tokens_per_message: Count = Field(default=4096, description="token ids in one message")
+    max_message_bytes: Count = Field(default=65536, description="bytes of UTF-8 in one message's content")
+    max_messages: Count = Field(default=1024, description="messages in one conversation")
     max_pending_tokens: Count = Field(
-        4096, description="tokens of one stream that wait to be judged before the server stops reading from it"
+        default=4096, description="tokens of one stream that wait to be judged before the server stops reading from it"
     )
-    max_context_tokens: Count | None = Field(None, description="longest conversation in tokens; default: the model's")
+    max_context_tokens: Count | None = Field(
+        default=None, description="longest conversation in tokens; default: the model's"
+    )
     kv_memory_gib: float | None = Field(
-        None, gt=0, description="memory for cached keys and values, GiB per model; default: from what is free"
+        default=None, gt=0, description="memory for cached keys and values, GiB per model; default: from what is free"
     )
     max_num_batched_tokens: Count | None = Field(
-        None, description="tokens in one engine step; default: 256 on a CPU, 4096 on a GPU"
+        default=None, description="tokens in one engine step; default: 256 on a CPU, 4096 on a GPU"
     )
-    max_num_seqs: Count = Field(256, description="sequences in one engine step")
-    idle_timeout_s: Seconds = Field(300.0, description="seconds after which a stream that pushes nothing is ended")
-    max_lifetime_s: Seconds = Field(3600.0, description="seconds after which a stream is ended whatever it does")
-    write_timeout_s: Seconds = Field(30.0, description="seconds after which a caller that reads nothing is cut off")
+    max_num_seqs: Count = Field(default=256, description="sequences in one engine step")
+    idle_timeout_s: Seconds = Field(
+        default=300.0, description="seconds after which a stream that pushes nothing is ended"
+    )
+    max_lifetime_s: Seconds = Field(
+        default=3600.0, description="seconds after which a stream is ended whatever it does"
+    )
+    write_timeout_s: Seconds = Field(
+        default=30.0, description="seconds after which a caller that reads nothing is cut off"
+    )
     stall_timeout_s: Seconds | None = Field(
-        None, description="seconds after which a step counts as stalled; default: from the steps measured at start"
+        default=None,
+        description="seconds after which a step counts as stalled; default: from the steps measured at start",
     )
     drain_delay_s: float = Field(
-        1.0, ge=0, description="seconds between NOT_SERVING and refusing new calls, for load balancers to notice"
+        default=1.0,
+        ge=0,
+        description="seconds between NOT_SERVING and refusing new calls, for load balancers to notice",
     )
-    grace_s: float = Field(30.0, ge=0, description="seconds that open calls have to end after SIGTERM")
-    reflection: bool = Field(True, description="serve gRPC reflection")
+    grace_s: float = Field(default=30.0, ge=0, description="seconds that open calls have to end after SIGTERM")
+    reflection: bool = Field(default=True, description="serve gRPC reflection")
 
     @field_validator("listen")
     @classmethod
