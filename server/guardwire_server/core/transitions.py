@@ -63,3 +63,14 @@ def wrong_state(state: State, event: ev.Event) -> RequestError:
     if state is State.STREAMING:
         return WrongState("ALREADY_OPEN", field, "the stream is open already")
     return WrongState("FINISHED", field, "nothing may follow `finish`")
+
+
+def transition_table() -> str:
+    """`TRANSITIONS` as a Markdown table: events down, states across; the documentation holds it."""
+    states = [state for state in State if state is not State.ENDED]
+    events = list(dict.fromkeys(event for _, event in TRANSITIONS))
+    lines = [f"| event | {' | '.join(state.value for state in states)} |", "|---" * (len(states) + 1) + "|"]
+    for event in events:
+        handlers = [TRANSITIONS.get((state, event), "").strip("_").replace("_", " ") for state in states]
+        lines.append(f"| {event.__name__} | {' | '.join(handlers)} |")
+    return "\n".join(lines)
