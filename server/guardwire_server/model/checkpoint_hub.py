@@ -36,9 +36,9 @@ def find_checkpoint(name_or_path: str) -> Path:
         StartupError: It is neither, or the download failed; the message says what to do.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name_or_path and path.is_dir():
         return path.resolve()
-    if path.exists():
+    if path.is_file():
         raise StartupError(f"{name_or_path}: is a file; name the checkpoint's directory instead")
     if not _HUB_NAME.fullmatch(name_or_path):
         raise StartupError(

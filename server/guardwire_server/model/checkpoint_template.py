@@ -67,7 +67,7 @@ def load_chat_template(path: Path) -> ChatTemplate:
     special_tokens = {key: text for key in _SPECIAL_TOKEN_KEYS if (text := _token_text(values.get(key)))}
     jinja_path = path / "chat_template.jinja"
     if jinja_path.is_file():
-        return ChatTemplate(jinja_path.read_text(encoding="utf-8"), special_tokens, str(jinja_path))
+        return ChatTemplate(_read_text(jinja_path), special_tokens, str(jinja_path))
     json_path = path / "chat_template.json"
     for origin, holder in (
         (json_path, read_json_object(json_path) if json_path.is_file() else {}),
@@ -80,6 +80,13 @@ def load_chat_template(path: Path) -> ChatTemplate:
         f"{path}: there is no chat template (chat_template.jinja, or the key chat_template of tokenizer_config.json); "
         "Qwen3Guard-Gen cannot be asked anything without"
     )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"{path}: cannot be read: {error}") from error
 
 
 def _template_source(value: object) -> str | None:

@@ -76,7 +76,7 @@ def load_stream(
     _fill(guard, files, device, dtype, on_progress)
     _finish_backbone(guard.model, device)
     guard.set_labels(checkpoint.labels)
-    return guard
+    return guard.eval()
 
 
 def load_gen(
@@ -93,6 +93,7 @@ def load_gen(
     _finish_backbone(parts.model, device)
     tied = checkpoint.config.tie_word_embeddings
     head = parts.model.embed_tokens.weight if tied else parts.lm_head.weight
+    parts.eval()
     return GenWeights(backbone=parts.model, lm_head=head.detach())
 
 
@@ -111,7 +112,7 @@ def _fill(
     dtype: torch.dtype,
     on_progress: LoadProgress | None,
 ) -> None:
-    """Replaces every parameter of a module on the meta device, and leaves the module in evaluation mode."""
+    """Replaces every parameter of a module on the meta device."""
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     unexpected = sorted(files.keys() - shapes.keys() - {_LM_HEAD})
     if unexpected:
@@ -125,7 +126,6 @@ def _fill(
         num_loaded += tensor.numel()
         if on_progress:
             on_progress(num_loaded, num_parameters)
-    module.eval()
 
 
 def _finish_backbone(backbone: Qwen3Model, device: torch.device) -> None:

@@ -121,7 +121,8 @@ def render_user_turn(
     else:
         for index, token_id in enumerate(content):
             if token_id in (control.im_start, control.im_end):
-                raise InvalidField(_INVALID, f"token_ids[{index}]", "a user's message must not open or close a turn")
+                field = f"user_turn.tokens.token_ids[{index}]"
+                raise InvalidField("CONTROL_TOKEN", field, "a user's message must not open or close a turn")
         run = [*tokenizer.encode_plain("user\n"), *content]
     return _with_answer_header(tokenizer, [*ids, *_turn(tokenizer, run)], thinking)
 

@@ -132,7 +132,7 @@ class Tokenizer:
         return text if self._normalizer is None or text.isascii() else self._normalizer.normalize_str(text)
 
     def _plain_byte_lengths(self) -> "array[int]":
-        lengths = array("L", bytes(8 * self.num_tokens))
+        lengths = array("I", [0]) * self.num_tokens
         for token_id, spelling in self._spellings.items():
             lengths[token_id] = len(spelling)
         return lengths

@@ -120,9 +120,7 @@ class RequestReader:
         if len(messages) > limit:
             raise InvalidField("TOO_MANY_MESSAGES", field, f"{len(messages)} messages, the limit is {limit}")
         read = tuple(self._message(message, f"{field}[{index}]", index) for index, message in enumerate(messages))
-        first = 1 if read[0].role is Role.SYSTEM else 0
-        if first < len(read) and read[first].role is not Role.USER:
-            raise InvalidField("USER_FIRST", f"{field}[{first}].role", "the conversation must begin with the user")
+        _check_turns(read, field)
         return read
 
     def _message(self, message: pb.Message, field: str, index: int) -> Message:
@@ -158,6 +156,18 @@ class RequestReader:
                 f"{token_ids[index]} is not a token, ids must be below {limit}",
             )
         return array("i", token_ids)
+
+
+def _check_turns(messages: Sequence[Message], field: str) -> None:
+    """Checks that user and assistant speak in turn, the user first; a system message may stand before them."""
+    first = 1 if messages[0].role is Role.SYSTEM else 0
+    for index in range(first, len(messages)):
+        expected = Role.ASSISTANT if (index - first) % 2 else Role.USER
+        if messages[index].role is not expected:
+            reason = "USER_FIRST" if index == first else "ROLES_ALTERNATE"
+            raise InvalidField(
+                reason, f"{field}[{index}].role", f"user and assistant speak in turn, here the {expected.name.lower()}"
+            )
 
 
 def _check_context_overflow(value: int) -> None:
