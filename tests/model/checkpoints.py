@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tests.model.real_vocabulary import small_tokenizer_json
 from tokenizers import Tokenizer as LibraryTokenizer
+
+from tests.model.real_vocabulary import small_tokenizer_json
 
 RISK_LEVEL_MAP = {"0": "Safe", "1": "Unsafe", "2": "Controversial"}
 RESPONSE_CATEGORY_MAP = {

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.model import real_vocabulary
-from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 
 from guardwire_server.model.tokens import Tokenizer
+from tests.model import real_vocabulary
+from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 
 torch.set_num_threads(1)
 

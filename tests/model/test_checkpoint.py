@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+
+from guardwire_server.core.errors import StartupError
+from guardwire_server.core.verdict import Category, RiskLevel
+from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint
 from tests.model.checkpoints import (
     QUERY_CATEGORY_MAP,
     RESPONSE_CATEGORY_MAP,
@@ -13,10 +17,6 @@ from tests.model.checkpoints import (
     write_gen_checkpoint,
     write_stream_checkpoint,
 )
-
-from guardwire_server.core.errors import StartupError
-from guardwire_server.core.verdict import Category, RiskLevel
-from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 from transformers import Qwen3ForCausalLM
 
 from guardwire_server.core.errors import StartupError
@@ -15,6 +14,7 @@ from guardwire_server.model import checkpoint_files
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import GenWeights, load_gen, load_stream
 from guardwire_server.model.stream_guard import StreamGuard
+from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,6 @@
 """Prompts: the reference's ids, the right position to judge, and no control token from a user."""
 
 import pytest
-from tests.model.real_vocabulary import real_tokenizer, small_tokenizer
 
 from guardwire_server.core.errors import InvalidField
 from guardwire_server.core.verdict import Message, Role
@@ -11,6 +10,7 @@ from guardwire_server.model.prompt import (
     render_user_turn,
 )
 from guardwire_server.model.tokens import Tokenizer
+from tests.model.real_vocabulary import real_tokenizer, small_tokenizer
 
 SCAFFOLD = [151644, 77091, 198, 151667, 271, 151668, 271]
 

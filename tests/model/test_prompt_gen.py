@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.model.checkpoints import GEN_CHAT_TEMPLATE
-from tests.model.real_vocabulary import ADDED_TOKENS, small_tokenizer, small_tokenizer_json
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from guardwire_server.core.errors import InvalidField, StartupError
@@ -16,6 +14,8 @@ from guardwire_server.core.verdict import Message, Role
 from guardwire_server.model.checkpoint_template import ChatTemplate, load_chat_template
 from guardwire_server.model.prompt import render_gen_prompt, verdict_token_ids
 from guardwire_server.model.tokens import Tokenizer
+from tests.model.checkpoints import GEN_CHAT_TEMPLATE
+from tests.model.real_vocabulary import ADDED_TOKENS, small_tokenizer, small_tokenizer_json
 
 ROLE_NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}
 

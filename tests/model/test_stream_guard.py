@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.model.checkpoints import QUERY_CATEGORY_MAP, RESPONSE_CATEGORY_MAP, RISK_LEVEL_MAP, write_stream_checkpoint
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -14,6 +13,7 @@ from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_config import HeadLabels, StreamLabels
 from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.stream_guard import GuardNorm, StreamGuard
+from tests.model.checkpoints import QUERY_CATEGORY_MAP, RESPONSE_CATEGORY_MAP, RISK_LEVEL_MAP, write_stream_checkpoint
 
 OFFICIAL_RISKS = (RiskLevel.SAFE, RiskLevel.UNSAFE, RiskLevel.CONTROVERSIAL)
 OFFICIAL_LABELS = StreamLabels(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.model.real_vocabulary import real_tokenizer, small_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from guardwire_server.model.text_stream import IncrementalTokenizer, TextToken, joins_backwards
 from guardwire_server.model.tokens import Tokenizer
+from tests.model.real_vocabulary import real_tokenizer, small_tokenizer
 
 # What can go wrong at the seams: white space, contractions, combining and conjoining characters, long clusters.
 ATOMS = (

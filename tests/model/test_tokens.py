@@ -10,6 +10,11 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from guardwire_server.core.errors import StartupError
+from guardwire_server.model.checkpoint import open_checkpoint
+from guardwire_server.model.tokens import Tokenizer, load_tokenizer
 from tests.model.checkpoints import write_stream_checkpoint
 from tests.model.real_vocabulary import (
     ADDED_TOKENS,
@@ -21,11 +26,6 @@ from tests.model.real_vocabulary import (
     small_tokenizer,
     small_tokenizer_json,
 )
-from transformers import AutoTokenizer
-
-from guardwire_server.core.errors import StartupError
-from guardwire_server.model.checkpoint import open_checkpoint
-from guardwire_server.model.tokens import Tokenizer, load_tokenizer
 
 CONTROL_LIKE = (*ADDED_TOKENS, "<|im_end|", "im_end|>", "<think", "</", "<|", "|>", " ", "\n", "user\n", "a")
 

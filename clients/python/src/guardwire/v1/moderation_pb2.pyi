@@ -491,8 +491,8 @@ class ClassifyRequest(_message.Message):
     """The name of the policy; empty: `default`. Another name is NOT_FOUND."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The conversation, oldest first: an optional system message, then the user's and the assistant's, beginning with the
-        user's. At most `Limits.max_messages`. Required.
+        """The conversation, oldest first: an optional system message, then the user's and the assistant's in turn, beginning
+        with the user's. At most `Limits.max_messages`. Required.
         """
 
     def __init__(
@@ -769,8 +769,8 @@ class Conversation(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Oldest first: an optional system message, then the user's and the assistant's, beginning and ending with the
-        user's. At most `Limits.max_messages`.
+        """Oldest first: an optional system message, then the user's and the assistant's in turn, beginning and ending with
+        the user's. At most `Limits.max_messages`.
         """
 
     def __init__(
@@ -1607,7 +1607,8 @@ class ModelInfo(_message.Message):
     """A commit of the hub, or a digest of its files."""
     tokenizer_fingerprint: _builtins.str
     """SHA-256, in lower-case hexadecimal, over the vocabulary: for every token id in rising order, the decimal id, a
-    tab, the token as tokenizer.json spells it, and a newline, in UTF-8.
+    tab, the token as tokenizer.json spells it, and a newline, in UTF-8. Where an added token has the id of another one,
+    the added token's spelling counts.
     """
     vocabulary_size: _builtins.int
     """Token ids must be below this."""

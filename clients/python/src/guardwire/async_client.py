@@ -1,0 +1,158 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import grpc
+from grpc import aio
+
+from guardwire.async_stream import AsyncModerateStream
+from guardwire.conversation import Messages
+from guardwire.convert import requests, responses
+from guardwire.convert.server_info import server_info
+from guardwire.enums import ModelKind
+from guardwire.errors import translated_errors
+from guardwire.options import ModerateKeywords, ModerateOptions
+from guardwire.results import Classification
+from guardwire.server_info import ServerInfo
+from guardwire.stream_protocol import StreamProtocol
+from guardwire.tokenizer import TokenizerDownload
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire.v1.moderation_pb2_grpc import ModerationServiceStub
+
+if TYPE_CHECKING:
+    from guardwire.v1.moderation_pb2_grpc import ModerationServiceAsyncStub
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class AsyncClient:
+    """A connection to one Guardwire server.
+
+    It connects with the first call, reconnects by itself, and serves any number of calls and streams at once. Use it as
+    `async with`, or `close` it. Owner: one event loop.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float | None = 60.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+        channel_options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        """Makes a client; nothing is sent yet.
+
+        Args:
+            target: The server's address, `host:port` or any gRPC name such as `dns:///moderation:50051`.
+            timeout_s: The deadline of every call that states none, and of opening a stream; None: no deadline.
+            credentials: TLS credentials, as `grpc.ssl_channel_credentials` makes them; None: plain text.
+            metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+            channel_options: gRPC channel arguments.
+        """
+        self._target = target
+        self._timeout_s = timeout_s
+        self._credentials = credentials
+        self._metadata = tuple(metadata)
+        self._channel_options = list(channel_options)
+        self._channel: aio.Channel | None = None
+        self._made_stub: ModerationServiceAsyncStub | None = None
+
+    async def classify(
+        self, messages: Messages, *, policy: str = "", model: str = "", timeout_s: float | None = None
+    ) -> Classification:
+        """Judges the last message of a finished conversation.
+
+        Args:
+            messages: The conversation, oldest first; a plain string is one user message.
+            policy: The name of the policy; empty: the server's default.
+            model: The name of the generative model; empty: the one that the server has.
+            timeout_s: The deadline; None: the client's.
+
+        Raises:
+            GuardwireError: By kind; see `guardwire.errors`.
+        """
+        request = requests.classify_request(messages, model, policy)
+        with translated_errors():
+            response = await self._stub().Classify(request, timeout=self._deadline(timeout_s), metadata=self._metadata)
+        return responses.classification(response)
+
+    def moderate(
+        self, messages: Messages | None = None, *, timeout_s: float | None = None, **options: Unpack[ModerateKeywords]
+    ) -> AsyncModerateStream:
+        """Judges an answer token by token while it is being written.
+
+        Args:
+            messages: The conversation up to the answer; the last message is the user's. None with `token_ids`.
+            timeout_s: The deadline of the whole stream; None: none. Opening has the client's deadline.
+            **options: The fields of `ModerateOptions`.
+
+        Returns:
+            The stream, to be used as `async with`.
+
+        Raises:
+            InvalidRequest: The conversation has none of the accepted forms.
+            TypeError: An option does not exist.
+        """
+        protocol = StreamProtocol(messages, ModerateOptions(**options))
+        return AsyncModerateStream(
+            lambda: self._stub().ModerateStream(timeout=timeout_s, metadata=self._metadata), protocol, self._timeout_s
+        )
+
+    async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """Asks for the server's models, policies, limits and present load; raises GuardwireError."""
+        with translated_errors():
+            response = await self._stub().GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=self._deadline(timeout_s), metadata=self._metadata
+            )
+        return server_info(response)
+
+    async def tokenizer_json(
+        self, model_kind: ModelKind = ModelKind.STREAM, *, timeout_s: float | None = None
+    ) -> bytes:
+        """Fetches a model's tokenizer.json and checks it against the server's fingerprint.
+
+        Raises:
+            ServerFault: It is not complete, or not the vocabulary that the server says it is.
+            GuardwireError: The call failed otherwise.
+        """
+        download = TokenizerDownload()
+        call = self._stub().GetTokenizer(
+            requests.tokenizer_request(model_kind), timeout=self._deadline(timeout_s), metadata=self._metadata
+        )
+        try:
+            with translated_errors():
+                async for piece in call:
+                    download.add(piece)
+        finally:
+            call.cancel()
+        return download.content()
+
+    async def close(self) -> None:
+        """Cancels every call that is still open and disconnects; calling again does nothing."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _stub(self) -> ModerationServiceAsyncStub:
+        if self._made_stub is None:  # made here, not in the constructor: a channel belongs to the running event loop
+            if self._credentials is None:
+                self._channel = aio.insecure_channel(self._target, options=self._channel_options)
+            else:
+                self._channel = aio.secure_channel(self._target, self._credentials, options=self._channel_options)
+            self._made_stub = ModerationServiceStub(self._channel)
+        return self._made_stub

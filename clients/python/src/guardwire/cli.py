@@ -1,0 +1,91 @@
+"""The `guardwire` command: what it accepts, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from guardwire import cli_classify, cli_info, cli_moderate
+from guardwire.cli_input import InputError
+from guardwire.cli_output import Screen
+from guardwire.client import Client
+from guardwire.errors import GuardwireError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+_EPILOG = """\
+exit codes:
+  0  allowed, or flagged only
+  1  an error: nothing can be said about the text
+  2  the command line is wrong
+  3  the policy decided BLOCK
+"""
+
+_Command = Callable[[Client, argparse.Namespace, Screen], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; gives its exit code.
+
+    Args:
+        argv: The arguments; None: those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    command: _Command = arguments.command
+    try:
+        with Client(arguments.target, timeout_s=arguments.timeout) as client:
+            return command(client, arguments, Screen(sys.stdout))
+    except InputError as error:
+        return _fail(str(error))
+    except GuardwireError as error:
+        return _fail(f"{arguments.target}: {_describe(error)}")
+    except BrokenPipeError:  # whoever read the output has gone; the interpreter must not try to flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="guardwire",
+        description="Asks a Guardwire server what it makes of a text.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (cli_classify.add_arguments, cli_moderate.add_arguments, cli_info.add_arguments):
+        command = add(commands)
+        command.epilog = _EPILOG
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.add_argument(
+            "--target",
+            default=os.environ.get("GUARDWIRE_TARGET") or "localhost:50051",
+            metavar="HOST:PORT",
+            help="the server; default: GUARDWIRE_TARGET, or localhost:50051",
+        )
+        command.add_argument(
+            "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long one call may take; default: 60"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _describe(error: GuardwireError) -> str:
+    facts = [error.code.name]
+    facts += [error.reason] if error.reason else []
+    facts += [f"field {error.field}"] if error.field else []
+    facts += [f"retry after {error.retry_after_s:g} s"] if error.retry_after_s is not None else []
+    facts += [f"request id {error.request_id}"] if error.request_id else []
+    return f"{error.message} ({', '.join(facts)})"
+
+
+def _fail(message: str) -> int:
+    print(f"guardwire: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_ERROR

@@ -1,0 +1,1 @@
+"""The only package that reads and writes protobuf messages: requests go out, responses come in."""

@@ -1,0 +1,162 @@
+"""From the server's protobuf messages to results."""
+
+from __future__ import annotations
+
+import datetime
+
+from guardwire.convert.server_info import limits
+from guardwire.convert.values import members, optional, required, seconds
+from guardwire.enums import Action, Category, DecisionReason, EndReason, Refusal, RiskLevel, Role
+from guardwire.errors import broken_contract
+from guardwire.results import (
+    Classification,
+    ClassifyUsage,
+    Decision,
+    Draining,
+    PromptVerdict,
+    RiskProbabilities,
+    RolledBack,
+    StreamOpened,
+    Summary,
+    TokenVerdicts,
+    Update,
+)
+from guardwire.v1 import moderation_pb2 as pb
+
+
+def classification(response: pb.ClassifyResponse) -> Classification:
+    """Raises ServerFault when it names no action, or an enum number that this version does not know."""
+    return Classification(
+        judged=response.judged,
+        risk_level=optional(RiskLevel, response.risk_level),
+        categories=members(Category, response.categories),
+        refusal=optional(Refusal, response.refusal),
+        probabilities=_probabilities(response.probabilities if response.HasField("probabilities") else None),
+        action=required(Action, response.action),
+        reason=optional(DecisionReason, response.reason),
+        explanation=response.explanation,
+        answer=response.answer,
+        model=response.model,
+        model_revision=response.model_revision,
+        policy=response.policy,
+        usage=ClassifyUsage(
+            response.usage.num_prompt_tokens,
+            response.usage.num_answer_tokens,
+            response.usage.num_forward_passes,
+            seconds(response.usage.duration),
+        ),
+    )
+
+
+def opened(message: pb.StreamOpened) -> StreamOpened:
+    """Reads what a stream was opened with."""
+    return StreamOpened(
+        message.session_id,
+        message.model,
+        message.model_revision,
+        message.policy,
+        message.num_prompt_tokens,
+        message.num_tokens_left,
+        limits(message.limits),
+    )
+
+
+def update(response: pb.ModerateStreamResponse) -> Update | None:
+    """Reads everything but `opened`; None for what this version does not know.
+
+    Raises:
+        ServerFault: A decision names no action, an enum number is unknown, or parallel arrays differ in length.
+    """
+    match response.WhichOneof("response"):
+        case "prompt_verdict":
+            return _prompt_verdict(response.prompt_verdict)
+        case "verdicts":
+            return _verdicts(response.verdicts)
+        case "decision":
+            return _decision(response.decision)
+        case "rolled_back":
+            action = optional(Action, response.rolled_back.action)
+            return RolledBack(response.rolled_back.num_tokens_kept, action)
+        case "draining":
+            return _draining(response.draining)
+        case "summary":
+            return _summary(response.summary)
+        case _:
+            return None
+
+
+def _draining(message: pb.Draining) -> Draining:
+    return Draining(message.deadline.ToDatetime(datetime.UTC) if message.HasField("deadline") else None)
+
+
+def _probabilities(message: pb.RiskProbabilities | None) -> RiskProbabilities | None:
+    return None if message is None else RiskProbabilities(message.safe, message.controversial, message.unsafe)
+
+
+def _prompt_verdict(message: pb.PromptVerdict) -> PromptVerdict:
+    return PromptVerdict(
+        optional(RiskLevel, message.risk_level),
+        optional(Category, message.category),
+        _probabilities(message.probabilities if message.HasField("probabilities") else None),
+        message.category_probability,
+        message.turn,
+    )
+
+
+def _verdicts(message: pb.Verdicts) -> TokenVerdicts:
+    verdicts = TokenVerdicts(
+        message.start_index,
+        tuple(optional(RiskLevel, number) for number in message.risk_levels),
+        tuple(message.safe_probabilities),
+        tuple(message.controversial_probabilities),
+        tuple(message.unsafe_probabilities),
+        tuple(optional(Category, number) for number in message.categories),
+        tuple(message.category_probabilities),
+        tuple(message.text_end_offsets),
+        tuple(message.scaffold),
+    )
+    parallel = (
+        verdicts.safe_probabilities,
+        verdicts.controversial_probabilities,
+        verdicts.unsafe_probabilities,
+        verdicts.categories,
+        verdicts.category_probabilities,
+    )
+    left_out_or_full = (0, len(verdicts))
+    if any(len(values) != len(verdicts) for values in parallel) or (
+        len(verdicts.text_end_offsets) not in left_out_or_full or len(verdicts.scaffold) not in left_out_or_full
+    ):
+        raise broken_contract("the server sent verdicts whose arrays differ in length")
+    return verdicts
+
+
+def _decision(message: pb.Decision) -> Decision:
+    return Decision(
+        action=required(Action, message.action),
+        role=optional(Role, message.role),
+        turn=message.turn,
+        token_index=message.token_index,
+        cut_index=message.cut_index,
+        cut_text_offset=message.cut_text_offset if message.HasField("cut_text_offset") else None,
+        risk_level=optional(RiskLevel, message.risk_level),
+        category=optional(Category, message.category),
+        reason=optional(DecisionReason, message.reason),
+        explanation=message.explanation,
+        enforced=message.enforced,
+    )
+
+
+def _summary(message: pb.Summary) -> Summary:
+    return Summary(
+        end_reason=optional(EndReason, message.end_reason),
+        prompt_verdict=_prompt_verdict(message.prompt_verdict) if message.HasField("prompt_verdict") else None,
+        risk_level=optional(RiskLevel, message.risk_level),
+        category=optional(Category, message.category),
+        action=optional(Action, message.action),
+        num_tokens=message.num_tokens,
+        num_safe_tokens=message.num_safe_tokens,
+        num_controversial_tokens=message.num_controversial_tokens,
+        num_unsafe_tokens=message.num_unsafe_tokens,
+        time_to_prompt_verdict_s=seconds(message.time_to_prompt_verdict),
+        duration_s=seconds(message.duration),
+    )

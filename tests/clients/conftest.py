@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from guardwire import AsyncClient
+from tests.clients.fake_server import FakeServer
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeServer]:
+    """The fake server, which must have no call left when the test is over."""
+    fake_server = FakeServer()
+    server = await fake_server.start()
+    try:
+        yield fake_server
+        await fake_server.wait_idle()
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+def target(fake: FakeServer) -> str:
+    """The address of the server under test."""
+    return fake.target
+
+
+@pytest.fixture
+async def client(target: str) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(target) as async_client:
+        yield async_client

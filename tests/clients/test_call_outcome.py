@@ -1,0 +1,71 @@
+"""Which of grpc's two answers is the server's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import grpc
+import pytest
+from grpc import aio
+
+from guardwire import Overloaded, ServerFault
+from guardwire.call_outcome import CallOutcome
+
+FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+WELL = (grpc.StatusCode.OK, "")
+FAILED_WRITE = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+
+Status = tuple[grpc.StatusCode, str]
+
+
+class EndedCall:
+    """A call that tells statuses as soon as someone listens."""
+
+    def __init__(self, statuses: list[Status]) -> None:
+        self._statuses = statuses
+        self._status = statuses[0]
+
+    def add_done_callback(self, callback: Callable[[EndedCall], None]) -> None:
+        for status in self._statuses:
+            self._status = status
+            callback(self)
+
+    async def code(self) -> grpc.StatusCode:
+        return self._status[0]
+
+    async def details(self) -> str:
+        return self._status[1]
+
+    async def initial_metadata(self) -> aio.Metadata:
+        return aio.Metadata()
+
+    async def trailing_metadata(self) -> aio.Metadata:
+        return aio.Metadata()
+
+
+def raised(status: Status) -> aio.AioRpcError | None:
+    """What iterating raises at the end of a call with this status."""
+    return None if status == WELL else aio.AioRpcError(status[0], aio.Metadata(), aio.Metadata(), status[1])
+
+
+@pytest.mark.parametrize(
+    ("told", "last", "expected"),
+    [
+        ([FULL], FULL, Overloaded),
+        ([FULL], FAILED_WRITE, Overloaded),
+        ([FULL, FAILED_WRITE], FAILED_WRITE, Overloaded),
+        ([FAILED_WRITE], FULL, Overloaded),
+        ([FAILED_WRITE, FULL], FULL, Overloaded),
+        ([WELL], WELL, None),
+        ([WELL], FAILED_WRITE, None),
+        ([WELL, FAILED_WRITE], FAILED_WRITE, None),
+        ([FAILED_WRITE], WELL, None),
+        ([FAILED_WRITE], FAILED_WRITE, ServerFault),
+    ],
+)
+def test_a_failed_write_never_hides_the_servers_status(
+    told: list[Status], last: Status, expected: type[Exception] | None
+) -> None:
+    error = CallOutcome(cast("aio.Call", EndedCall(told))).error(raised(last))
+    assert (None if error is None else type(error)) is expected

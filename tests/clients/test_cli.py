@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+
+from guardwire.cli import main
+from guardwire.v1 import moderation_pb2 as pb
+from tests.clients.command import run_python
+from tests.clients.fake_server import Failure, FakeServer
+
+
+async def run(*arguments: str, target: str) -> int:
+    """Runs the command in this process, beside the fake server's event loop."""
+    return await asyncio.to_thread(main, [*arguments, "--target", target])
+
+
+def give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+async def test_classify_prints_the_verdict(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("classify", "a bomb", target=target) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "label          unsafe",
+        "categories     violent",
+        "refusal        not asked",
+        "probabilities  safe 0.125  controversial 0.125  unsafe 0.750",
+        "action         BLOCK (the rule of the word)",
+        "judged by      fake-gen, policy default, 1 forward passes, 1.5 ms",
+    ]
+
+
+@pytest.mark.parametrize(("text", "code"), [("hello", 0), ("knife", 0), ("bomb", 3), ("gibberish", 3)])
+async def test_the_exit_code_is_the_action(
+    target: str, text: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await run("classify", text, target=target) == code
+    assert ("not judged" in capsys.readouterr().out) == (text == "gibberish")
+
+
+async def test_classify_for_programs(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("classify", "--prompt", "hello", "i cannot", "--json", "--policy", "strict", target=target) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["risk_level"], document["refusal"], document["action"]) == ("safe", "yes", "allow")
+    assert (document["policy"], document["probabilities"]["safe"]) == ("strict", 0.75)
+
+
+async def test_where_the_text_comes_from(
+    fake: FakeServer, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_file = tmp_path / "text"
+    text_file.write_text("from a file\n", encoding="utf-8")
+    messages_file = tmp_path / "messages.json"
+    messages_file.write_text('{"messages": [{"role": "user", "content": "from JSON"}]}', encoding="utf-8")
+    assert await run("classify", "--file", str(text_file), target=target) == 0
+    assert await run("classify", "--messages-file", str(messages_file), target=target) == 0
+    for arguments in (["-"], []):
+        give(monkeypatch, "from stdin\n")
+        assert await run("classify", *arguments, target=target) == 0
+    assert await run("classify", "--role", "assistant", "--prompt", "hello", "the answer", target=target) == 0
+    assert [[(m.role, m.content) for m in request.messages] for request in fake.classify_requests] == [
+        [(pb.ROLE_USER, "from a file")],
+        [(pb.ROLE_USER, "from JSON")],
+        [(pb.ROLE_USER, "from stdin")],
+        [(pb.ROLE_USER, "from stdin")],
+        [(pb.ROLE_USER, "hello"), (pb.ROLE_ASSISTANT, "the answer")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "x", "--file", "y"], "TEXT or --file, not both"),
+        (["classify", "--file", "/nowhere/at/all"], "cannot read /nowhere/at/all: No such file"),
+        (["classify", "x", "--role", "assistant"], "give --prompt too"),
+        (["classify", "x", "--role", "user", "--prompt", "y"], "does not go with --role user"),
+        (["classify", "x", "--messages-file", "y"], "is the whole conversation"),
+        (["classify", "\udcff"], "is not Unicode text"),
+    ],
+)
+def test_input_that_cannot_be_used(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("guardwire: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b'{"messages": 1}', "must hold a list of messages"),
+        (b'[{"role": "robot", "content": "x"}]', "messages[0].role is 'robot'"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_a_messages_file_that_cannot_be_used(
+    tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "messages.json"
+    path.write_bytes(content)
+    assert main(["classify", "--messages-file", str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_no_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    give(monkeypatch, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["classify"]) == 1
+    assert "no text" in capsys.readouterr().err
+
+
+async def test_errors_are_one_line(fake: FakeServer, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    details = (
+        error_details_pb2.ErrorInfo(domain="guardwire", reason="FULL"),
+        error_details_pb2.RetryInfo(retry_delay=Duration(seconds=2)),
+        error_details_pb2.RequestInfo(request_id="r-1"),
+        error_details_pb2.BadRequest(field_violations=[error_details_pb2.BadRequest.FieldViolation(field="policy")]),
+    )
+    fake.failure = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server\nis full", details)
+    for command in (["classify", "x"], ["moderate", "--prompt", "x", "y"], ["info"]):
+        assert await run(*command, target=target) == 1
+        assert capsys.readouterr().err == (
+            f"guardwire: error: {target}: the server is full "
+            "(RESOURCE_EXHAUSTED, FULL, field policy, retry after 2 s, request id r-1)\n"
+        )
+
+
+@pytest.mark.parametrize("how", ["tokens", "text"])
+async def test_moderate_shows_every_token_and_the_cut(
+    target: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["moderate", "--prompt", "hello", "the héllo bomb boom sky", *(["--text"] if how == "text" else [])]
+    assert await run(*arguments, target=target) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "prompt    safe"
+    assert [line.split() for line in lines[1:5]] == [
+        ["0", "safe", "0.750", '"the"'],
+        ["1", "safe", "0.750", '"', 'héllo"'],
+        ["2", "unsafe", "0.750", "violent", '"', 'bomb"'],
+        ["3", "unsafe", "0.750", "violent", '"', 'boom"'],
+    ]
+    rest = lines[-3:]
+    assert rest[0] == "decision  BLOCK the answer at token 3: two in a row"
+    assert rest[1] == 'keep      "the héllo"'
+    assert rest[2].startswith("summary   blocked, answer unsafe, action BLOCK, ")
+
+
+async def test_moderate_goes_on_when_asked_to(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("moderate", "--prompt", "hello", "bomb boom sky", "--all", target=target) == 3
+    assert "summary   finished, answer unsafe, action BLOCK, 3 tokens: 1 safe" in capsys.readouterr().out
+    assert await run("moderate", "--prompt", "hello", "bomb boom sky", "--observe-only", target=target) == 3
+    assert "(only observed)" in capsys.readouterr().out
+    assert await run("moderate", "--prompt", "hello", "the sky", target=target) == 0
+
+
+async def test_moderate_tells_of_a_blocked_prompt(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("moderate", "--prompt", "bomb", "the sky", target=target) == 3
+    out = capsys.readouterr().out
+    assert "prompt    unsafe, violent" in out
+    assert "decision  BLOCK the prompt: two in a row" in out
+    assert 'keep      ""' in out
+
+
+async def test_moderate_for_programs(
+    fake: FakeServer, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.drains = True
+    conversation = tmp_path / "conversation.json"
+    conversation.write_text('[{"role": "user", "content": "hello"}]', encoding="utf-8")
+    answer = tmp_path / "answer"
+    answer.write_text("the bomb boom", encoding="utf-8")
+    arguments = ["moderate", "--messages-file", str(conversation), "--file", str(answer), "--json", "--text"]
+    assert await run(*arguments, target=target) == 3
+    lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == [
+        "prompt_verdict",
+        "draining",
+        *["token_verdict"] * 3,
+        "decision",
+        "summary",
+    ]
+    assert [line["text"] for line in lines[2:5]] == ["the", " bomb", " boom"]
+    assert (lines[3]["risk_level"], lines[3]["category"], lines[3]["text_end_offset"]) == ("unsafe", "violent", 8)
+    assert (lines[5]["action"], lines[5]["kept"], lines[5]["role"]) == ("block", "the", "assistant")
+    assert lines[1]["deadline"].startswith("2027-")
+
+
+async def test_control_tokens_in_the_answer_are_text(fake: FakeServer, target: str) -> None:
+    assert await run("moderate", "--prompt", "hello", "sky <|im_end|>", target=target) == 0
+    pushed = [token_id for request in fake.requests for token_id in request.tokens.token_ids]
+    assert pushed[1:] == [0]
+
+
+async def test_info(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("info", target=target) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "server   0.1.0"
+    assert lines[1] == (
+        "model    fake-stream (stream, revision 1, float32 on cpu, 8192 tokens of context, for trying out only)"
+    )
+    assert lines[2] == "policy   default (loose, debounce same level): blocks Unsafe"
+    assert await run("info", "--json", target=target) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["kind"] == "stream"
+
+
+async def test_missing_packages_are_named(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert await run("moderate", "--prompt", "hello", "sky", target=target) == 1
+    assert "guardwire[cli]" in capsys.readouterr().err
+    assert await run("moderate", "--prompt", "hello", "sky", "--text", target=target) == 0
+
+
+async def test_colours_on_a_terminal_only(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    outputs = []
+    for rich_is_missing in (False, True):
+        if rich_is_missing:
+            monkeypatch.setitem(sys.modules, "rich.console", None)
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert await run("classify", "[bold]bomb[/bold] :bomb: bomb", target=target) == 3
+        outputs.append(terminal.getvalue())
+    assert "\x1b[31mlabel          unsafe\x1b[0m" in outputs[0]
+    assert "\x1b" not in outputs[1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["classify", "--nonsense"], ["moderate", "x"], ["classify", "--role", "x"]])
+def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: guardwire" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["moderate", "--help"], ["info", "--help"]])
+def test_help_tells_the_exit_codes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert "3  the policy decided BLOCK" in capsys.readouterr().out
+
+
+async def test_as_a_process(target: str) -> None:
+    ran = await run_python("-m", "guardwire", "classify", stdin="a bomb\n", GUARDWIRE_TARGET=target)
+    assert (ran.returncode, ran.stderr) == (3, "")
+    assert ran.stdout.startswith("label          unsafe\n")
+    ran = await run_python(
+        "-m", "guardwire", "moderate", "--prompt", "hello", stdin="the héllo sky", GUARDWIRE_TARGET=target
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert '" héllo"' in ran.stdout
+
+
+async def test_a_process_without_a_server() -> None:
+    ran = await run_python("-m", "guardwire", "info", "--target", "localhost:1", "--timeout", "10")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("guardwire: error: localhost:1: ")
+    assert "UNAVAILABLE" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+async def test_an_interrupted_command(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guardwire.client.Client.server_info", interrupt)
+    assert main(["info"]) == 130

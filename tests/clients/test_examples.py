@@ -1,0 +1,40 @@
+"""Every example runs as its own process against the server under test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.clients.command import run_python
+
+EXAMPLES = Path(__file__).parents[2] / "clients" / "python" / "examples"
+
+
+async def example(name: str, *arguments: str) -> str:
+    ran = await run_python("-W", "error", str(EXAMPLES / name), *arguments)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+async def test_classify(target: str) -> None:
+    assert await example("classify.py", target) == "SAFE, no category\nShow it.\n"
+
+
+async def test_sync_classify(target: str) -> None:
+    assert await example("sync_classify.py", target) == "SAFE: answer\n"
+
+
+async def test_moderate_stream_cuts_the_answer(target: str) -> None:
+    shown = await example("moderate_stream.py", target)
+    assert shown == "Fireworks light up the sky. To build a\n[cut: two in a row]\n"
+
+
+async def test_moderate_stream_lets_a_safe_answer_pass(target: str) -> None:
+    assert await example("moderate_stream.py", target, "The sky is blue.") == "The sky is blue.\n"
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "classify.py",
+        "moderate_stream.py",
+        "sync_classify.py",
+    }
