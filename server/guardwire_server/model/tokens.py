@@ -66,7 +66,8 @@ class Tokenizer:
         self.json_bytes = json_bytes
         self.added_tokens = vocabulary.added_tokens
         self.control = _control_tokens(vocabulary.added_tokens, origin)
-        tokens = sorted((token_id, token) for token, token_id in vocabulary.tokens.items())
+        # Added tokens come last in `tokens`, so where one has the id of another token its spelling counts.
+        tokens = sorted({token_id: token for token, token_id in vocabulary.tokens.items()}.items())
         self.num_tokens = tokens[-1][0] + 1
         self.fingerprint = _fingerprint(tokens)
         self._spellings: dict[int, str] = dict(tokens)

@@ -10,7 +10,7 @@ from guardwire_server.core import events as ev
 from guardwire_server.core.errors import InvalidField, NotServed
 from guardwire_server.core.policy import Policy
 from guardwire_server.core.verdict import Message, Role
-from guardwire_server.rpc.catalogue import Catalogue, check_fingerprint, check_model_name
+from guardwire_server.rpc.catalogue import Catalogue, ServedModel, check_fingerprint, check_model_name
 
 _EnumT = TypeVar("_EnumT", bound=Enum)
 
@@ -47,6 +47,17 @@ class RequestReader:
         if messages[-1].role is Role.SYSTEM:
             raise InvalidField("NOTHING_TO_JUDGE", "messages", "the last message must be the user's or the assistant's")
         return messages, policy
+
+    def tokenizer_model(self, request: pb.GetTokenizerRequest) -> ServedModel:
+        """The model whose tokenizer a GetTokenizer call asks for.
+
+        Raises:
+            CallerError: Naming the field at fault.
+        """
+        if request.model_kind not in pb.ModelKind.values():
+            raise _unknown_value(request.model_kind, "ModelKind", "model_kind")
+        is_gen = request.model_kind == pb.MODEL_KIND_GEN
+        return self._catalogue.require_gen_model() if is_gen else self._catalogue.require_stream_model()
 
     def stream_event(self, request: pb.ModerateStreamRequest) -> ev.CallerEvent:
         """The event of one stream message.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
@@ -100,10 +101,7 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
     ) -> AsyncIterator[pb.GetTokenizerResponse]:
         """Sends a tokenizer in chunks."""
         async with _errors_as_status(context):
-            if request.model_kind not in pb.ModelKind.values():
-                raise InvalidField("UNKNOWN_ENUM_VALUE", "model_kind", f"{request.model_kind} is no ModelKind")
-            is_gen = request.model_kind == pb.MODEL_KIND_GEN
-            model = self._catalogue.require_gen_model() if is_gen else self._catalogue.require_stream_model()
+            model = self._reader.tokenizer_model(request)
             content = model.tokenizer_json
             for start in range(0, len(content), TOKENIZER_CHUNK_BYTES):
                 response = pb.GetTokenizerResponse(chunk=content[start : start + TOKENIZER_CHUNK_BYTES])
@@ -128,6 +126,8 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
                     stream.handle(event)
                 await stream.ready_for_input()
             stream.handle(InputEnded())
+        except DecodeError:
+            stream.handle(InputRefused(InvalidField("MALFORMED_REQUEST", "", "not a ModerateStreamRequest")))
         except Exception:
             stream.handle(SequenceFailed(_internal_error()))
 

@@ -1,0 +1,75 @@
+"""Samples labelled conversations from the corpus.
+
+A conversation is an optional system message, optional earlier turns, one user message and possibly an answer. Labels follow
+`LABELS.md`. Everything here draws from one `random.Random`, so a seed fixes the whole stream of conversations.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from guardwire_server.demo.answers import Answer, AnswerSampler
+from guardwire_server.demo.augmentation import roughen_prompt
+from guardwire_server.demo.corpus import Corpus, Split
+from guardwire_server.demo.prompts import Prompt, PromptSampler
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One user message and, where it has one, the answer to it."""
+
+    prompt: Prompt
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What one training or evaluation item is made of."""
+
+    exchanges: tuple[Exchange, ...]
+    system: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as chat messages; reasoning is left out, as the chat template does."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for exchange in self.exchanges:
+            messages.append({"role": "user", "content": exchange.prompt.text})
+            if exchange.answer is not None:
+                messages.append({"role": "assistant", "content": exchange.answer.text})
+        return messages
+
+
+class ConversationSampler:
+    """An endless source of conversations of one split; owns its random state."""
+
+    def __init__(self, corpus: Corpus, split: Split, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._corpus = corpus
+        self._split: Split = split
+        self._prompts = PromptSampler(corpus, split, self._rng)
+        self._answers = AnswerSampler(corpus, split, self._rng)
+
+    def sample(self, *, answered: float = 0.6) -> Conversation:
+        """Draws one conversation; `answered` is the share that ends with an answer."""
+        rng = self._rng
+        # Turns are independent of each other on purpose: a verdict is about the last message, whatever came before it.
+        num_earlier = rng.choices((0, 1, 2), (80, 15, 5))[0]
+        exchanges = [self._exchange(answered=True) for _ in range(num_earlier)]
+        exchanges.append(self._exchange(answered=rng.random() < answered))
+        system = None
+        if rng.random() < 0.12:
+            patterns = self._corpus.section(self._split, "systems", "systems")
+            system = self._corpus.expand(rng.choice(patterns), self._split, rng) if patterns else None
+        return Conversation(tuple(exchanges), system)
+
+    def stream(self, count: int, *, answered: float = 0.6) -> Iterator[Conversation]:
+        """Yields `count` conversations."""
+        for _ in range(count):
+            yield self.sample(answered=answered)
+
+    def _exchange(self, *, answered: bool) -> Exchange:
+        prompt = self._prompts.sample()
+        answer = self._answers.sample(prompt) if answered else None
+        rough = replace(prompt, text=roughen_prompt(prompt.text, self._rng))
+        return Exchange(rough, answer)

@@ -1,0 +1,115 @@
+"""What both training loops share: batching by length, dropout, the schedule and averaged weights."""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+_DROPOUT = 0.1
+_WORD_DROPOUT = 0.04
+
+
+def length_batches(items: Sequence[Item], length: Callable[[Item], int], max_tokens: int, rng: random.Random) -> Iterator[list[Item]]:
+    """Yields all items in batches of similar length and at most `max_tokens` padded tokens, in random order."""
+    # A little noise keeps neighbours in length from meeting again in every pass.
+    ordered = sorted(items, key=lambda item: length(item) + rng.random() * 4)
+    batches: list[list[Item]] = []
+    batch: list[Item] = []
+    longest = 0
+    for item in ordered:
+        longest = max(longest, length(item))
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            batches.append(batch)
+            batch, longest = [], length(item)
+        batch.append(item)
+    if batch:
+        batches.append(batch)
+    rng.shuffle(batches)
+    yield from batches
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Stacks rows of ids to [B, T] int64, filled up on the right."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def pad_weights(rows: Sequence[Sequence[float]]) -> Tensor:
+    """Stacks rows of weights to [B, T] float32, filled up with zero."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
+
+
+def add_dropout(backbone: nn.Module) -> None:
+    """Adds dropout to a Qwen3 backbone, which has none: on every sublayer's output and on whole words of the input."""
+
+    def drop_words(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        if not module.training:
+            return output
+        kept = torch.rand(output.shape[:-1]) >= _WORD_DROPOUT
+        return nn.functional.dropout(output * kept.unsqueeze(-1), _DROPOUT)
+
+    def drop(module: nn.Module, _inputs: object, output: object) -> object:
+        if not module.training:
+            return output
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], _DROPOUT), *output[1:])
+        return nn.functional.dropout(output, _DROPOUT) if isinstance(output, Tensor) else output
+
+    for name, module in backbone.named_modules():
+        if name.endswith("embed_tokens"):
+            module.register_forward_hook(drop_words)
+        elif name.endswith((".mlp", ".self_attn")):
+            module.register_forward_hook(drop)
+
+
+class AveragedOptimiser:
+    """AdamW under a one-cycle schedule, with an exponential average of the weights, which is what gets saved."""
+
+    def __init__(self, network: nn.Module, *, learning_rate: float, num_steps: int, average_decay: float = 0.998) -> None:
+        matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+        vectors = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
+        self._optimiser = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+            lr=learning_rate,
+            betas=(0.9, 0.98),
+            foreach=True,
+        )
+        self._network = network
+        self._average_decay = average_decay
+        self._average = [parameter.detach().clone() for parameter in network.parameters()]
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: _one_cycle(step, num_steps))
+
+    def step(self, loss: Tensor) -> None:
+        """One update from `loss`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+        self._optimiser.step()
+        self._schedule.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, list(self._network.parameters()), 1 - self._average_decay)
+
+    def averaged(self) -> list[Tensor]:
+        """The averaged weights, in the order of `network.parameters()`."""
+        return copy.copy(self._average)
+
+    def load_averaged(self) -> None:
+        """Replaces the network's weights by their average."""
+        with torch.no_grad():
+            for parameter, average in zip(self._network.parameters(), self._average, strict=True):
+                parameter.copy_(average)
+
+
+def _one_cycle(step: int, num_steps: int) -> float:
+    warm_up = max(1, num_steps // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    progress = min(1.0, (step - warm_up) / max(1, num_steps - warm_up))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,173 @@
+from collections.abc import Sequence
+
+import pytest
+
+from guardwire_server.core.errors import EngineError, EngineUnavailable
+from guardwire_server.core.events import (
+    EngineEvent,
+    ExtendSequence,
+    PromptJudged,
+    SequenceFailed,
+    TokensJudged,
+    TruncateSequence,
+)
+from guardwire_server.core.scheduler import Read, SchedulerLimits
+from guardwire_server.engine.device_thread import EngineLoad
+from guardwire_server.engine.stream_engine import (
+    CloseSequence,
+    OpenSequence,
+    SequenceEvent,
+    SequenceMessage,
+    StreamEngine,
+)
+from tests.core.fakes import ids, model_verdict, packed
+from tests.engine.fakes import FakeStreamBackend, scheduler
+
+NOTHING, RESPONSE, QUERY = Read.NOTHING, Read.RESPONSE, Read.QUERY
+
+
+class Harness:
+    """A stream engine with its backend; what it delivers is kept."""
+
+    def __init__(self, limits: SchedulerLimits | None = None, num_roots: int = 4, root_tokens: int = 256) -> None:
+        self.backend = FakeStreamBackend(num_roots * root_tokens)
+        self.delivered: list[SequenceEvent] = []
+        self.engine = StreamEngine(scheduler(num_roots, root_tokens, limits), self.backend, self.delivered.extend)
+
+    def send(self, seq_id: int, *commands: OpenSequence | CloseSequence | ExtendSequence | TruncateSequence) -> None:
+        for command in commands:
+            self.engine.apply(SequenceMessage(seq_id, command))
+
+    def begin(self, seq_id: int, *token_ids: int) -> None:
+        """Opens a sequence of tokens that are all to be judged."""
+        self.send(seq_id, OpenSequence(), extend(*token_ids))
+
+    def run(self) -> list[SequenceEvent]:
+        """Steps until nothing is pending; returns all events."""
+        events: list[SequenceEvent] = []
+        while self.engine.has_work:
+            events += self.engine.step()
+        return events
+
+
+def extend(*token_ids: int, reads: Sequence[Read] = ()) -> ExtendSequence:
+    return ExtendSequence(ids(*token_ids), bytes(reads or (RESPONSE,) * len(token_ids)))
+
+
+def judged(epoch: int, position: int, *contexts: Sequence[int]) -> TokensJudged:
+    return TokensJudged(epoch, position, packed(model_verdict(context) for context in contexts))
+
+
+def events_of(seq_id: int, events: Sequence[SequenceEvent]) -> list[EngineEvent]:
+    return [event for other, event in events if other == seq_id]
+
+
+def test_readings_become_events_at_their_positions() -> None:
+    harness = Harness()
+    harness.send(1, OpenSequence(), extend(20, 21, 22, reads=(NOTHING, QUERY, NOTHING)), extend(23, 24))
+    harness.send(2, OpenSequence(), extend(30, 31, reads=(QUERY, QUERY)))
+    events = harness.engine.step()
+    assert events_of(1, events) == [
+        PromptJudged(0, 1, model_verdict([20, 21], is_query=True)),
+        judged(0, 3, [20, 21, 22, 23], [20, 21, 22, 23, 24]),
+    ]
+    assert events_of(2, events) == [
+        PromptJudged(0, 0, model_verdict([30], is_query=True)),
+        PromptJudged(0, 1, model_verdict([30, 31], is_query=True)),
+    ]
+    assert not harness.engine.has_work
+
+
+def test_after_a_truncation_results_carry_its_epoch() -> None:
+    harness = Harness()
+    harness.begin(1, 20, 21, 22)
+    assert harness.run() == [(1, judged(0, 0, [20], [20, 21], [20, 21, 22]))]
+    harness.send(1, TruncateSequence(1, epoch=4), extend(30))
+    assert harness.run() == [(1, judged(4, 1, [20, 30]))]
+
+
+def test_a_long_sequence_is_judged_in_several_steps() -> None:
+    harness = Harness(SchedulerLimits(max_num_batched_tokens=4, short_extend_tokens=2))
+    harness.begin(1, *range(20, 30))
+    positions = [event.position for _, event in harness.run() if isinstance(event, TokensJudged)]
+    assert positions == [0, 4, 8]
+
+
+def test_evictions_do_not_show() -> None:
+    harness = Harness(num_roots=1, root_tokens=64)
+    for seq_id in (1, 2, 3):
+        harness.begin(seq_id, *range(seq_id, seq_id + 30))
+    harness.run()
+    for seq_id in (3, 1, 2):
+        harness.send(seq_id, extend(7))
+    events = harness.run()
+    for seq_id in (1, 2, 3):
+        assert events_of(seq_id, events) == [judged(0, 30, [*range(seq_id, seq_id + 30), 7])]
+    assert harness.engine.load.num_evictions == 4
+
+
+def test_a_failing_step_costs_its_sequences_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    harness = Harness(SchedulerLimits(max_num_seqs=1))
+    harness.begin(1, 20)
+    harness.begin(2, 20)
+    harness.backend.num_failures_to_come = 1
+    ((seq_id, event),) = harness.engine.step()
+    assert seq_id == 1
+    assert isinstance(event, SequenceFailed)
+    error = event.error
+    assert isinstance(error, EngineError)
+    assert (error.reason, harness.engine.num_consecutive_failures) == ("STEP_FAILED", 1)
+    assert error.request_id in caplog.text
+    assert "BackendFault" in caplog.text
+    assert "BackendFault" not in error.message
+    assert harness.run() == [(2, judged(0, 0, [20]))]
+    assert harness.engine.num_consecutive_failures == 0
+
+
+def test_commands_for_a_failed_sequence_are_passed_over() -> None:
+    harness = Harness()
+    harness.begin(1, 20)
+    harness.backend.num_failures_to_come = 1
+    harness.engine.step()
+    harness.send(1, extend(21), TruncateSequence(0, 1), CloseSequence())
+    assert harness.run() == []
+    assert harness.engine.load == EngineLoad(num_steps=0)
+
+
+def test_closing_forgets_what_is_pending() -> None:
+    harness = Harness()
+    harness.begin(1, 20)
+    harness.send(1, CloseSequence(), CloseSequence())
+    assert not harness.engine.has_work
+    assert harness.engine.load == EngineLoad()
+
+
+def test_giving_everything_up() -> None:
+    harness = Harness()
+    harness.begin(1, 20)
+    harness.begin(2, 20)
+    harness.run()
+    error = EngineUnavailable("LOST", "lost")
+    assert harness.engine.fail_all(error) == [(1, SequenceFailed(error)), (2, SequenceFailed(error))]
+    assert harness.engine.fail_all(error) == []
+    assert harness.engine.load.num_sequences == 0
+
+
+def test_deliver_passes_events_on() -> None:
+    harness = Harness()
+    harness.begin(1, 20)
+    events = harness.engine.step()
+    assert harness.delivered == []
+    harness.engine.deliver(events)
+    assert harness.delivered == events
+
+
+def test_the_load_counts_steps_sequences_and_tokens() -> None:
+    harness = Harness(SchedulerLimits(max_num_batched_tokens=4, short_extend_tokens=4))
+    harness.begin(1, 20, 21, 22)
+    harness.begin(2, 30, 31)
+    assert harness.engine.load == EngineLoad(num_sequences=2, num_pending_tokens=5)
+    harness.engine.step()
+    assert harness.engine.load == EngineLoad(2, 1, 128 / 1024, 1, 2, 4, 0)
+    harness.engine.step()
+    assert harness.engine.load == EngineLoad(2, 0, 128 / 1024, 2, 3, 5, 0)

@@ -1,0 +1,228 @@
+"""Any interleaving of sessions gives exactly what each of them gives alone.
+
+A state machine extends, truncates and closes sessions and runs steps in any order, in an arena so small that sessions
+push each other out, with a token budget so small that most extensions are cut into chunks. What it reads is compared
+with a solo run: the same ids in one piece, in an arena of their own.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.model.checkpoints import write_stream_checkpoint
+
+from guardwire_server.core.kv_arena import KvArena
+from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits
+from guardwire_server.core.verdict import Verdict
+from guardwire_server.model.checkpoint import open_checkpoint
+from guardwire_server.model.checkpoint_weights import load_stream
+from guardwire_server.model.stream_backend import TorchStreamBackend
+from guardwire_server.model.stream_guard import StreamGuard
+
+torch.set_num_threads(1)
+
+ARENA_TOKENS = 256
+MAX_SEQUENCE_TOKENS = 256
+MAX_SESSIONS = 6
+NUM_TOKEN_IDS = 400
+TOLERANCE = 1e-4
+TIE = 1e-5
+
+LIMITS = SchedulerLimits(max_num_batched_tokens=24, max_num_seqs=4, short_extend_tokens=6)
+
+READS = st.sampled_from((Read.NOTHING, Read.RESPONSE, Read.RESPONSE, Read.RESPONSE, Read.QUERY))
+TOKENS = st.lists(st.tuples(st.integers(0, NUM_TOKEN_IDS - 1), READS), min_size=1, max_size=70)
+
+
+@cache
+def tiny_guard() -> StreamGuard:
+    """A model of two layers, shared by all runs: it holds no state."""
+    with TemporaryDirectory() as directory:
+        checkpoint = open_checkpoint(str(write_stream_checkpoint(Path(directory) / "tiny", hidden=32, guard_inner=16)))
+        return load_stream(checkpoint, torch.device("cpu"), torch.float32)
+
+
+class Run:
+    """A scheduler with a backend; deals readings out by sequence and position."""
+
+    def __init__(self, num_roots: int, root_tokens: int, limits: SchedulerLimits) -> None:
+        self.scheduler = Scheduler(KvArena(num_roots, root_tokens), limits)
+        self._backend = TorchStreamBackend(tiny_guard(), self.scheduler.arena_tokens)
+
+    def step(self) -> list[tuple[int, int, int, Verdict]]:
+        """One step: (sequence, position, Read code, verdict) of all that it read."""
+        plan = self.scheduler.schedule()
+        assert plan.chunks, "a step with work pending makes progress"
+        assert plan.num_tokens <= LIMITS.max_num_batched_tokens or len(plan.chunks) == 1
+        readings = self._backend.step(plan)
+        self.scheduler.complete(plan)
+        sources = {Read.RESPONSE: readings.responses, Read.QUERY: readings.queries}
+        num_taken = dict.fromkeys(sources, 0)
+        dealt = []
+        for chunk in plan.chunks:
+            for offset, read in enumerate(map(Read, chunk.reads)):
+                if read in sources:
+                    dealt.append((chunk.seq_id, chunk.start + offset, read, sources[read][num_taken[read]]))
+                    num_taken[read] += 1
+        assert {read: len(source) for read, source in sources.items()} == num_taken
+        return dealt
+
+
+def solo_verdicts(tokens: Sequence[tuple[int, Read]]) -> dict[int, Verdict]:
+    """By position, what a session gives that is alone, whole from the beginning."""
+    run = Run(1, MAX_SEQUENCE_TOKENS, SchedulerLimits(max_num_batched_tokens=MAX_SEQUENCE_TOKENS))
+    run.scheduler.add(0)
+    ids, reads = zip(*tokens, strict=True)
+    run.scheduler.extend(0, array("i", ids), bytes(reads))
+    return {position: verdict for _, position, _, verdict in run.step()}
+
+
+@dataclass
+class SessionHistory:
+    """A session's tokens, and the verdicts on them; `branches` are those that a truncation ended."""
+
+    tokens: list[tuple[int, Read]] = field(default_factory=list)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    branches: list[tuple[list[tuple[int, Read]], dict[int, Verdict]]] = field(default_factory=list)
+    epoch: int = 0
+
+    def end_branch(self) -> None:
+        if self.verdicts:
+            self.branches.append((list(self.tokens), dict(self.verdicts)))
+
+
+class InterleavingMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.run_ = Run(1, ARENA_TOKENS, LIMITS)
+        self.sessions: dict[int, SessionHistory] = {}
+        self.closed: list[SessionHistory] = []
+        self.num_opened = 0
+
+    @precondition(lambda self: len(self.sessions) < MAX_SESSIONS)
+    @rule(tokens=TOKENS)
+    def open(self, tokens: list[tuple[int, Read]]) -> None:
+        seq_id = self.num_opened
+        self.num_opened += 1
+        self.run_.scheduler.add(seq_id)
+        self.sessions[seq_id] = SessionHistory()
+        self.extend_session(seq_id, tokens)
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), tokens=TOKENS)
+    def extend(self, data: st.DataObject, tokens: list[tuple[int, Read]]) -> None:
+        self.extend_session(self.draw_session(data), tokens)
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), token=st.tuples(st.integers(0, NUM_TOKEN_IDS - 1), READS))
+    def extend_by_one(self, data: st.DataObject, token: tuple[int, Read]) -> None:
+        self.extend_session(self.draw_session(data), [token])
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        seq_id = self.draw_session(data)
+        session = self.sessions[seq_id]
+        num_kept = data.draw(st.integers(0, len(session.tokens)), label="num_kept")
+        session.end_branch()
+        session.epoch += 1
+        self.run_.scheduler.truncate(seq_id, num_kept, session.epoch)
+        del session.tokens[num_kept:]
+        session.verdicts = {at: verdict for at, verdict in session.verdicts.items() if at < num_kept}
+
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        seq_id = self.draw_session(data)
+        self.run_.scheduler.remove(seq_id)
+        session = self.sessions.pop(seq_id)
+        session.end_branch()
+        self.closed.append(session)
+
+    @precondition(lambda self: self.run_.scheduler.has_work)
+    @rule(max_steps=st.integers(1, 4))
+    def step(self, max_steps: int) -> None:
+        for _ in range(max_steps):
+            if self.run_.scheduler.has_work:
+                self.run_step()
+
+    @invariant()
+    def nothing_is_pending_that_was_read(self) -> None:
+        if not self.run_.scheduler.has_work:
+            for session in self.sessions.values():
+                read = {at for at, (_, code) in enumerate(session.tokens) if code != Read.NOTHING}
+                assert session.verdicts.keys() == read
+
+    def teardown(self) -> None:
+        while self.run_.scheduler.has_work:
+            self.run_step()
+        self.nothing_is_pending_that_was_read()
+        for session in (*self.sessions.values(), *self.closed):
+            session.end_branch()
+            for tokens, verdicts in session.branches:
+                compare(verdicts, solo_verdicts(tokens))
+
+    def draw_session(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.sessions)), label="session")
+
+    def extend_session(self, seq_id: int, tokens: list[tuple[int, Read]]) -> None:
+        session = self.sessions[seq_id]
+        tokens = tokens[: MAX_SEQUENCE_TOKENS - len(session.tokens)]
+        ids, reads = array("i", (token_id for token_id, _ in tokens)), bytes(read for _, read in tokens)
+        self.run_.scheduler.extend(seq_id, ids, reads)
+        session.tokens += tokens
+
+    def run_step(self) -> None:
+        for seq_id, position, read, verdict in self.run_.step():
+            session = self.sessions[seq_id]
+            assert session.tokens[position][1] == read
+            assert position not in session.verdicts, "a position is read once"
+            session.verdicts[position] = verdict
+
+
+def compare(verdicts: dict[int, Verdict], solo: dict[int, Verdict]) -> None:
+    """Labels equal, true ties aside; probabilities within the tolerance."""
+    for position, verdict in verdicts.items():
+        alone = solo[position]
+        told, expected = _row(verdict), _row(alone)
+        assert np.abs(told - expected).max() <= TOLERANCE
+        highest = np.sort(expected)[::-1]
+        if highest[0] - highest[1] > TIE:
+            assert verdict.risk_level is alone.risk_level
+        if verdict.category is not alone.category:  # categories that are no tie differ in probability too
+            assert verdict.risk_level is not alone.risk_level or (
+                abs(verdict.category_probability - alone.category_probability) <= TIE
+            )
+
+
+def _row(verdict: Verdict) -> "np.typing.NDArray[np.float64]":
+    probabilities = verdict.probabilities
+    return np.array((probabilities.safe, probabilities.controversial, probabilities.unsafe))
+
+
+InterleavingMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestInterleaving = InterleavingMachine.TestCase
+
+
+def test_the_arena_is_small_enough_to_evict() -> None:
+    run = Run(1, ARENA_TOKENS, LIMITS)
+    for seq_id in range(MAX_SESSIONS):
+        run.scheduler.add(seq_id)
+        run.scheduler.extend(seq_id, array("i", range(70)), bytes((Read.RESPONSE,)) * 70)
+    while run.scheduler.has_work:
+        run.step()
+    assert run.scheduler.num_evictions

@@ -1,0 +1,68 @@
+"""What the tests over the wire share: small checkpoints, servers, and a stream that must not notice anything."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
+from tests.rpc.bystander import Bystander
+from tests.rpc.running_server import RunningServer, StartServer, make_config
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.app import load_models
+from guardwire_server.core.events import CallerEvent
+from guardwire_server.rpc import health
+from guardwire_server.rpc.requests import RequestReader
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Stream and a Gen checkpoint; not to be changed."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    return write_stream_checkpoint(directory / "tiny-stream"), write_gen_checkpoint(directory / "tiny-gen")
+
+
+@pytest.fixture
+async def start_server(
+    checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartServer]:
+    """Starts servers; the health probe's own steps are out of the way, since tests count steps."""
+    monkeypatch.setattr(health, "PROBE_INTERVAL_S", 3600.0)
+    started: list[RunningServer] = []
+    read_event = RequestReader.stream_event
+
+    def count_and_read(reader: RequestReader, request: pb.ModerateStreamRequest) -> CallerEvent:
+        started[-1].num_messages += 1
+        return read_event(reader, request)
+
+    monkeypatch.setattr(RequestReader, "stream_event", count_and_read)
+    async with AsyncExitStack() as servers:
+
+        async def start(**settings: Any) -> RunningServer:  # noqa: ANN401 settings of all types
+            config = make_config(checkpoints, **settings)
+            started.append(await servers.enter_async_context(RunningServer(config, load_models(config))))
+            return started[-1]
+
+        yield start
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> RunningServer:
+    """A server of both models, with small limits."""
+    return await start_server()
+
+
+@pytest.fixture
+async def bystander(server: RunningServer) -> AsyncIterator[Bystander]:
+    """A healthy stream beside the test; it must end with the verdicts of its solo run, and nothing may be left."""
+    stream = Bystander(server)
+    await stream.begin()
+    yield stream
+    for gate in server.gates:
+        gate.release()
+    await stream.end()
