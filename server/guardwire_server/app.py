@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from guardwire_server.config import ServerConfig
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.policy import BUILT_IN_POLICIES
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.core.session import SessionLimits
+from guardwire_server.core.ports import SessionLimits
 from guardwire_server.core.verdict import Category
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import DeviceThread, EngineLoad, StepEngine
@@ -47,6 +48,10 @@ MIN_STALL_TIMEOUT_S = 4.0
 STALL_STEPS = 10
 """A step counts as stalled after 10 times the longest one, and never before 4 s: an orchestrator should restart a
 server within seconds, but not one that is only slow."""
+
+
+CUT_S = 1.0
+"""How long the calls that outlast the grace period have to be told so, before their connections are closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +160,20 @@ class Server:
 
     async def stop(self) -> None:
         """Drains: NOT_SERVING, a delay for load balancers, word to every stream, the grace period, the end."""
-        await self._health.shut_down()
+        self._health.shut_down()
         await asyncio.sleep(self._config.drain_delay_s)
+        self._health.servicer.end_watches()
         if self._classifier:
             self._classifier.is_draining = True
         if self._manager:
             self._manager.drain(self._config.grace_s)
-        await self._rpc.stop(self._config.grace_s)
+        stopping = asyncio.create_task(self._rpc.stop(self._config.grace_s + CUT_S))
+        await asyncio.wait([stopping], timeout=self._config.grace_s)
+        if self._manager:
+            self._manager.cut()
+        if self._classifier:
+            self._classifier.cut()
+        await stopping
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,26 +209,48 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     Raises:
         StartupError: If it cannot start.
     """
-    server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    address = await server.start()
-    logger.info("serving on %s", address)
-    if config.ready_file:
-        draft = config.ready_file.with_name(config.ready_file.name + ".draft")
-        draft.write_text(address + "\n")
-        draft.replace(config.ready_file)  # whoever sees the file sees all of it
-    try:
+    with _ready_file(config.ready_file) as write_ready_file:
+        server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        address = await server.start()
+        logger.info("serving on %s", address)
+        write_ready_file(address)
         await stopped.wait()
         logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
-    finally:
-        if config.ready_file:
-            with contextlib.suppress(FileNotFoundError):
-                config.ready_file.unlink()
-        await server.stop()
+    await server.stop()
     logger.info("stopped")
+
+
+@contextlib.contextmanager
+def _ready_file(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Gives what writes the ready file; before that and after the block there is none, not even an older one.
+
+    Raises:
+        StartupError: If there can be no such file.
+    """
+    if path is None:
+        yield lambda _: None
+        return
+
+    draft = path.with_name(f"{path.name}.draft") if path.name else path
+
+    def write(address: str) -> None:
+        draft.write_text(address + "\n")
+        draft.replace(path)  # whoever sees the file sees all of it
+
+    try:
+        path.unlink(missing_ok=True)
+        draft.touch()  # finds out now, not when the models are loaded
+    except OSError as error:
+        raise StartupError(f"ready_file: {path} cannot be written: {error.strerror}") from None
+    try:
+        yield write
+    finally:
+        for file in (path, draft):
+            file.unlink(missing_ok=True)
 
 
 def _session_manager(config: ServerConfig, model: StreamModel) -> SessionManager:

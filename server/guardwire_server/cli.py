@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="guardwire-server", description="A gRPC moderation server for text that a language model is writing."
+        prog="guardwire-server",
+        description="A gRPC moderation server for text that a language model is writing.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"guardwire-server {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -36,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="serve until SIGTERM",
         description="Serves until SIGTERM. Flags are also keys of the --config file and variables GUARDWIRE_<KEY>.",
+        allow_abbrev=False,  # a misspelt setting is an error, not another setting
     )
     add_flags(serve)
     serve.set_defaults(run=_serve, log_level=logging.INFO)

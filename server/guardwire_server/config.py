@@ -18,14 +18,17 @@ from guardwire_server.core.errors import StartupError
 
 ENVIRONMENT_PREFIX = "GUARDWIRE_"
 
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+MAX_SECONDS, MAX_COUNT = 1e9, 2**31 - 1
+"""More than anybody needs, and within what GetServerInfo can tell."""
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class ServerConfig(BaseModel):
     """All settings of `guardwire-server serve`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     stream_model: str = Field(
         default="demo", description="the Qwen3Guard-Stream checkpoint: a hub name, a directory, `demo`, or `none`"
@@ -74,9 +77,12 @@ class ServerConfig(BaseModel):
     drain_delay_s: float = Field(
         default=1.0,
         ge=0,
+        le=MAX_SECONDS,
         description="seconds between NOT_SERVING and refusing new calls, for load balancers to notice",
     )
-    grace_s: float = Field(default=30.0, ge=0, description="seconds that open calls have to end after SIGTERM")
+    grace_s: float = Field(
+        default=30.0, ge=0, le=MAX_SECONDS, description="seconds that open calls have to end after SIGTERM"
+    )
     reflection: bool = Field(default=True, description="serve gRPC reflection")
 
     @field_validator("listen")
@@ -135,7 +141,7 @@ def prepare_process() -> None:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise StartupError(f"config: cannot read {path}: {error}") from None
     if content is None:
         return {}

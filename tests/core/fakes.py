@@ -8,9 +8,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
-from guardwire_server.core.events import OpenRequested, Thinking
+from guardwire_server.core.events import OpenRequested, RenderedTurn, Thinking
 from guardwire_server.core.policy import Policy
-from guardwire_server.core.ports import RenderedTurn
 from guardwire_server.core.scaffold import Scaffold
 from guardwire_server.core.verdict import Category, Message, RiskLevel, RiskProbabilities, Role, Verdict, VerdictArrays
 

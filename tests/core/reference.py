@@ -7,8 +7,8 @@ protocol says they are to be read. However a stream was chunked, delayed or mixe
 from dataclasses import astuple, dataclass, field
 
 from guardwire_server.core import events as ev
+from guardwire_server.core.events import RenderedTurn
 from guardwire_server.core.policy import Action, Decision, Policy
-from guardwire_server.core.ports import RenderedTurn
 from guardwire_server.core.verdict import RiskLevel, Role, Verdict
 from tests.core import oracle
 from tests.core.fakes import FakeRenderer, model_verdict, unpacked

@@ -7,8 +7,8 @@ from guardwire_server.core.policy import Action, Debounce, Policy, Strictness, T
 from guardwire_server.core.verdict import Category, RiskLevel, Verdict
 from tests.core.fakes import verdict
 
-BOUNDED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-STATEFUL = settings(BOUNDED, max_examples=25, stateful_step_count=40)
+BOUNDED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+STATEFUL = settings(BOUNDED, max_examples=20, stateful_step_count=40)
 
 _actions = st.sampled_from(Action)
 _categories = st.sampled_from((Category.VIOLENT, Category.PII, Category.COPYRIGHT_VIOLATION))

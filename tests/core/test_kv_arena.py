@@ -8,7 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from guardwire_server.core.kv_arena import MIN_EXTENT_TOKENS, Extent, KvArena, extent_capacity
 from tests.core.strategies import BOUNDED, STATEFUL
 
-ROOT = 8 * MIN_EXTENT_TOKENS
+ROOT = 4 * MIN_EXTENT_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_full_arena_has_no_room() -> None:
 
 def test_the_far_end_stays_whole() -> None:
     arena = KvArena(4, ROOT)
-    small = [arena.allocate(1) for _ in range(8)]
+    small = [arena.allocate(1) for _ in range(ROOT // MIN_EXTENT_TOKENS)]
     assert all(extent and extent.start < ROOT for extent in small)
     assert [arena.allocate(ROOT) for _ in range(3)] == [Extent(root * ROOT, ROOT) for root in (1, 2, 3)]
 

@@ -4,6 +4,7 @@ import itertools
 from array import array
 from dataclasses import dataclass, field
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -12,7 +13,7 @@ from guardwire_server.core.scheduler import Chunk, Read, Scheduler, SchedulerLim
 from tests.core.simulated_arena import SimulatedArena
 from tests.core.strategies import STATEFUL
 
-ROOT = 128
+ROOT = 256
 reads_of_tokens = st.sampled_from((Read.NOTHING, Read.RESPONSE, Read.RESPONSE, Read.QUERY))
 
 
@@ -37,7 +38,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_added = self.num_tokens = self.num_losses = 0
 
     @initialize(
-        num_roots=st.integers(1, 3), budget=st.integers(1, 96), max_seqs=st.integers(1, 4), short=st.integers(1, 24)
+        num_roots=st.integers(1, 3), budget=st.integers(1, 160), max_seqs=st.integers(1, 6), short=st.integers(1, 24)
     )
     def begin(self, num_roots: int, budget: int, max_seqs: int, short: int) -> None:
         self.limits = SchedulerLimits(budget, max_seqs, short)
@@ -52,7 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sequences[self.num_added] = ModelSequence()
 
     @precondition(lambda self: self.sequences)
-    @rule(data=st.data(), reads=st.lists(reads_of_tokens, max_size=8), num_more=st.sampled_from((0, 0, 0, 20, 60)))
+    @rule(data=st.data(), reads=st.lists(reads_of_tokens, max_size=8), num_more=st.sampled_from((0, 0, 20, 50, 120)))
     def extend(self, data: st.DataObject, reads: list[Read], num_more: int) -> None:
         seq_id, sequence = self.pick(data)
         reads = [*reads, *(Read.RESPONSE,) * num_more][: ROOT - len(sequence.ids)]
@@ -111,6 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.waits_for:
                 break
             self.step()
+            self.pending_is_what_is_not_done()
         assert all(sequence.num_done == len(sequence.ids) for sequence in self.sequences.values())
         for seq_id in tuple(self.sequences):
             self.forget(seq_id)
@@ -163,5 +165,5 @@ class SchedulerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.sequences.items(), key=lambda item: item[0])))
 
 
-SchedulerMachine.TestCase.settings = STATEFUL
+SchedulerMachine.TestCase.settings = settings(STATEFUL, max_examples=25)
 TestSchedulerModel = SchedulerMachine.TestCase

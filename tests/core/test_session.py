@@ -54,6 +54,13 @@ def test_opening_reads_the_prompt_at_its_end() -> None:
     assert stream.told(ev.PromptVerdict) == [ev.PromptVerdict(0, expected)]
 
 
+def test_a_prompt_is_judged_once_and_only_where_one_closes() -> None:
+    stream = opened()
+    stream.settle()
+    verdict = model_verdict([1], is_query=True)
+    assert stream.send(ev.PromptJudged(0, 3, verdict), ev.PromptJudged(0, 4, verdict)) == []
+
+
 def test_a_templated_prompt_is_taken_as_it_is() -> None:
     prompt = ids(IM_START, 30, IM_END, NEWLINE, IM_START, THINK, THINK_END)
     stream = opened(replace(opening(), prompt=prompt))

@@ -6,7 +6,8 @@ import pytest
 
 from guardwire_server.core import events as ev
 from guardwire_server.core.errors import Abandoned, EngineError, InvalidField, OutOfRange, StreamTimeout, WrongState
-from guardwire_server.core.session import SessionLimits
+from guardwire_server.core.policy import Action, DecisionReason
+from guardwire_server.core.ports import SessionLimits
 from guardwire_server.core.transitions import State
 from tests.core.fakes import ids, opening
 from tests.core.simulated_engine import LIMITS, Stream
@@ -199,3 +200,31 @@ def test_a_rollback_lowers_what_is_pending() -> None:
     assert not stream.session.wants_input
     stream.send(ev.RollbackRequested(1))
     assert stream.session.wants_input
+
+
+def test_what_could_not_be_judged_gets_the_policys_action_for_that() -> None:
+    stream = opened(ev.TokensPushed(ids(20, 21, 22)))
+    stream.send(ev.SequenceFailed(EngineError("STEP_FAILED", "the step failed")))
+    (told,) = stream.told(ev.DecisionTaken)
+    decision = told.decision
+    assert (decision.action, decision.reason) == (Action.BLOCK, DecisionReason.NOT_JUDGED)
+    assert (decision.token_index, decision.cut_index, decision.risk_level) == (0, 0, None)
+    assert told.enforced
+    assert isinstance(stream.error, EngineError)
+
+
+def test_a_failure_after_everything_is_judged_decides_nothing() -> None:
+    stream = opened(ev.TokensPushed(ids(20)))
+    stream.settle()
+    before = stream.told(ev.DecisionTaken)
+    stream.send(ev.SequenceFailed(EngineError("STEP_FAILED", "the step failed")))
+    assert stream.told(ev.DecisionTaken) == before
+
+
+def test_a_stream_that_opens_while_the_server_drains_is_told_so_after_opened() -> None:
+    stream = Stream(LIMITS)
+    stream.send(ev.DrainAnnounced(5.0))
+    assert stream.updates == []
+    stream.send(opening())
+    assert isinstance(stream.updates[0], ev.StreamOpened)
+    assert stream.updates[1] == ev.DrainingNoted(5.0)

@@ -4,8 +4,8 @@ import asyncio
 
 from guardwire_server.core.errors import RequestError
 from guardwire_server.core.events import Update
+from guardwire_server.core.ports import SessionLimits
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.core.session import SessionLimits
 from guardwire_server.engine.session_manager import ManagerLimits, SessionManager, StreamSession
 from guardwire_server.engine.stream_engine import StreamEngine
 from tests.core.fakes import FakeRenderer

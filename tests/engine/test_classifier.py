@@ -177,16 +177,16 @@ async def test_the_longest_answer_to_the_longest_conversation_fits() -> None:
 
 
 async def test_a_cancelled_call_is_cancelled_in_the_engine() -> None:
-    async with running() as harness:
+    async with running({"endless": "y" * 200}) as harness:
         harness.backend.gate.clear()
-        call = asyncio.create_task(harness.classify("a"))
+        call = asyncio.create_task(harness.classify("endless"))
         await settle()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert harness.classifier.num_calls == 0
         harness.backend.gate.set()
-        await harness.classify("b")
+        await harness.classify("short")
         assert harness.engine.load.num_sequences == 0
 
 

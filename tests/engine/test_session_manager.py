@@ -1,4 +1,8 @@
 import asyncio
+import contextlib
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +16,9 @@ from guardwire_server.core.errors import (
     StreamTimeout,
     WrongState,
 )
+from guardwire_server.core.ports import LONG_TEXT_CHARS
 from guardwire_server.core.transitions import State
+from guardwire_server.core.verdict import Message
 from guardwire_server.engine import session_manager
 from guardwire_server.engine.device_thread import DeviceThread
 from guardwire_server.engine.session_manager import ManagerLimits, StreamSession
@@ -91,7 +97,7 @@ async def test_leaving_frees_the_sequence_in_every_state(state: State, is_applie
         State.CLOSING: [opening(), ev.TokensPushed(ids(20)), ev.FinishRequested()],
         State.ENDED: [opening(), ev.TokensPushed(ids(20)), ev.InputEnded()],
     }
-    with pytest.raises(RuntimeError, match="left"):
+    with contextlib.suppress(ConnectionResetError):
         async with server.manager.open() as stream:
             for event in events[state]:
                 stream.handle(event)
@@ -99,7 +105,7 @@ async def test_leaving_frees_the_sequence_in_every_state(state: State, is_applie
                 server.thread.apply()
             if is_applied and server.engine.has_work:
                 server.thread.step()
-            raise RuntimeError("left")
+            raise ConnectionResetError
     server.thread.run_until_idle()
     assert (server.manager.num_sessions, server.scheduler.num_sequences, server.scheduler.arena_used) == (0, 0, 0.0)
 
@@ -270,39 +276,40 @@ async def test_the_tick_looks_at_the_deadlines(monkeypatch: pytest.MonkeyPatch) 
     await asyncio.wait([tick])
 
 
-async def test_a_probe_goes_the_whole_way_and_leaves_nothing_behind() -> None:
+async def test_a_fault_in_one_stream_does_not_reach_the_others_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
-    probe = asyncio.create_task(server.manager.probe())
-    await settle()
-    assert not probe.done()
-    server.thread.run_until_idle()
-    await probe
-    server.thread.run_until_idle()
-    assert (server.backend.num_steps, server.scheduler.num_sequences) == (1, 0)
+    async with server.manager.open() as broken, server.manager.open() as healthy:
+        readers = [Reader(broken), Reader(healthy)]
+        for stream in (broken, healthy):
+            await stream.handle_open(opening())
+            stream.handle(ev.TokensPushed(ids(20, 21)))
+            stream.handle(ev.FinishRequested())
+        monkeypatch.setattr(broken, "handle", raise_fault)
+        server.thread.run_until_idle()
+        await asyncio.wait([reader.task for reader in readers])
+    assert isinstance(readers[0].error, EngineError)
+    assert "fault" not in readers[0].error.message
+    assert readers[1].error is None
+    assert isinstance(readers[1].updates[-1], ev.SummaryGiven)
 
 
-async def test_a_probe_whose_step_fails() -> None:
-    server = Server()
-    probe = asyncio.create_task(server.manager.probe())
-    await settle()
-    server.backend.num_failures_to_come = 1
-    server.thread.run_until_idle()
-    with pytest.raises(EngineError):
-        await probe
+def raise_fault(event: ev.Event) -> None:
+    raise ZeroDivisionError("a fault")
 
 
-async def test_a_probe_of_a_lost_device() -> None:
-    server = Server()
-    server.thread.is_dead = True
-    with pytest.raises(EngineUnavailable):
-        await server.manager.probe()
+async def test_a_long_conversation_is_tokenised_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(session_limits=replace(SESSION_LIMITS, max_context_tokens=2 * LONG_TEXT_CHARS))
+    threads: list[int] = []
+    render = server.manager.renderer.prompt
 
+    def observed(messages: Sequence[Message], thinking: ev.Thinking) -> ev.RenderedTurn:
+        threads.append(threading.get_ident())
+        return render(messages, thinking)
 
-async def test_a_probe_that_is_given_up_leaves_nothing_behind() -> None:
-    server = Server()
-    probe = asyncio.create_task(server.manager.probe())
-    await settle()
-    probe.cancel()
-    await asyncio.wait([probe])
-    server.thread.run_until_idle()
-    assert server.scheduler.num_sequences == 0
+    monkeypatch.setattr(server.manager.renderer, "prompt", observed)
+    for text in ("short", "x" * (LONG_TEXT_CHARS + 1)):
+        async with server.manager.open() as stream:
+            await stream.handle_open(opening(text))
+            assert isinstance(await anext(stream.updates()), ev.StreamOpened)
+    assert threads[0] == threading.get_ident()
+    assert threads[1] != threading.get_ident()

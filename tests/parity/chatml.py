@@ -37,7 +37,7 @@ class Vocabulary:
 
     def byte_lengths(self, token_ids: Sequence[int]) -> list[int]:
         """How many bytes of UTF-8 each token of `encode` stands for: byte-level tokens spell a byte per character."""
-        return [len(self._plain.id_to_token(token_id)) for token_id in token_ids]
+        return [len(self._plain.id_to_token(token_id) or "") for token_id in token_ids]
 
     def turn(self, role: str, content: str) -> list[int]:
         """A whole turn; what stands between two control tokens is one run of text."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tests.parity.oracle import BranchReadings, Floats, Readings
-from tests.parity.schedules import SessionPlan
 
 from guardwire.v1 import moderation_pb2 as pb
+from tests.parity.oracle import BranchReadings, Floats, Readings
+from tests.parity.schedules import SessionPlan
 
 Integers = npt.NDArray[np.int64]
 
@@ -17,12 +17,12 @@ TOLERANCE = 1e-4
 SAFE, CONTROVERSIAL, UNSAFE = pb.RISK_LEVEL_SAFE, pb.RISK_LEVEL_CONTROVERSIAL, pb.RISK_LEVEL_UNSAFE
 ALLOW, FLAG, BLOCK = pb.ACTION_ALLOW, pb.ACTION_FLAG, pb.ACTION_BLOCK
 
-ANSWER_ACTIONS = {
+ANSWER_ACTIONS: dict[str, dict[int, int]] = {
     "default": {UNSAFE: BLOCK, CONTROVERSIAL: ALLOW},
     "strict": {UNSAFE: BLOCK, CONTROVERSIAL: BLOCK},
     "observe": {UNSAFE: BLOCK, CONTROVERSIAL: FLAG},
 }
-PROMPT_ACTIONS = {
+PROMPT_ACTIONS: dict[str, dict[int, int]] = {
     "default": {UNSAFE: FLAG, CONTROVERSIAL: ALLOW},
     "strict": {UNSAFE: BLOCK, CONTROVERSIAL: BLOCK},
     "observe": {UNSAFE: FLAG, CONTROVERSIAL: FLAG},

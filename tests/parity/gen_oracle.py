@@ -7,6 +7,7 @@ digits of the logits; an answer on whose way two logits came close is therefore 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,7 @@ Conversation = Sequence[tuple[str, str]]
 """(role, content) messages."""
 
 MAX_NEW_TOKENS = 128
-CLOSE_LOGITS = 1e-3
+CLOSE_LOGITS = 1e-4
 """Logits are of the order of 1; sums in another order move them by about 1e-6."""
 
 _BATCH_SIZE = 50
@@ -39,8 +40,8 @@ class GenOracle:
     """Qwen3Guard-Gen by transformers alone."""
 
     def __init__(self, directory: Path) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, padding_side="left")
+        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         end = self._model.generation_config.eos_token_id
         self._end_ids = {end} if isinstance(end, int) else set(end)
         answers = [self._tokenizer.encode(f"Safety: {level}") for level in ("Safe", "Controversial", "Unsafe")]

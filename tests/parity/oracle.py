@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from tests.parity.chatml import Branch
 from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3Model
+
+from tests.parity.chatml import Branch
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -78,7 +79,9 @@ class StreamOracle:
         self._values = json.loads((directory / "config.json").read_text())
         self._weights = {key: value.float() for key, value in load_file(directory / "model.safetensors").items()}
         config = Qwen3Config(**_backbone_values(self._values))
-        self._backbone = Qwen3Model._from_config(config, attn_implementation="sdpa").eval()
+        self._backbone: Any = Qwen3Model(config)
+        self._backbone.train(False)
+        self._backbone.set_attn_implementation("sdpa")
         prefix = "model."
         backbone = {key.removeprefix(prefix): value for key, value in self._weights.items() if key.startswith(prefix)}
         self._backbone.load_state_dict(backbone, strict=True)

@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 
 import grpc
-from tests.parity.schedules import Progress, SessionPlan
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
+from tests.parity.schedules import Progress, SessionPlan
 
 
 async def play_schedule(
@@ -24,7 +24,7 @@ class _Inbox:
     """What has come on one stream; `changed` is set whenever something has."""
 
     responses: list[pb.ModerateStreamResponse] = field(default_factory=list)
-    progress: Progress = Progress(0, 0, 0)
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     is_over: bool = False
 

@@ -4,9 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.parity.chatml import Branch, Script, Vocabulary
-
 from guardwire.v1 import moderation_pb2 as pb
+from tests.parity.chatml import Branch, Script, Vocabulary
 
 NUM_SESSIONS = 16
 MAX_TOKENS = 440

@@ -20,7 +20,9 @@ class Served:
     models: Models
 
 
-def parity_config(*, stream_model: Path | None = None, gen_model: Path | None = None, **changes: object) -> ServerConfig:
+def parity_config(
+    *, stream_model: Path | None = None, gen_model: Path | None = None, **changes: object
+) -> ServerConfig:
     """Settings of a server on the processor, in float32, with one thread: the models here are tiny."""
     values: dict[str, object] = {
         "stream_model": str(stream_model or "none"),

@@ -1,4 +1,4 @@
-"""Classify answers, character by character, what transformers' greedy `generate` answers with the checkpoint's template.
+"""Classify answers, character by character, what transformers' greedy `generate` answers to the same template.
 
 Calls run concurrently, so the server answers them in batches.
 """
@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server import demo
 from tests.model.checkpoints import write_gen_checkpoint
 from tests.parity.gen_oracle import Conversation, GenAnswer, GenOracle
 from tests.parity.served import Served, parity_config, serve
 
-from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server import demo
-
 NUM_CONVERSATIONS = 200
 NUM_CONCURRENT_CALLS = 16
+SEED = 5
 TOLERANCE = 1e-4
 TIE = 1e-5
 """Below this distance of two logits, greedy decoding is a matter of the order of float32 sums."""
+
+MAX_TIES = 2
+"""Among 25,600 tokens one such tie is likely, several are not."""
 
 SYSTEM = ("You are a helpful assistant in a library.", "Antworte kurz und höflich.\n\n请用中文回答。")
 ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
@@ -46,17 +50,15 @@ def conversations() -> list[Conversation]:
     return shaped
 
 
-@pytest.fixture(scope="module")
-def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its answers run on to the last token and mean nothing."""
-    return write_gen_checkpoint(tmp_path_factory.mktemp("parity") / "gen", hidden=32, seed=1)
-
-
-@pytest.mark.parametrize("policy", ["default", "observe"])
-async def test_answers_of_random_weights(random_checkpoint: Path, policy: str) -> None:
-    judged, answers = await classify_and_generate(random_checkpoint, conversations(), policy)
-    assert sum(answer.num_answer_tokens == 128 for answer in answers) > NUM_CONVERSATIONS / 2, "too few are long"
-    assert len({answer.text for answer in answers}) > NUM_CONVERSATIONS / 2, "too many are alike"
+@pytest.mark.parametrize(
+    ("tied", "policy", "num_conversations"), [(False, "default", NUM_CONVERSATIONS), (True, "observe", 40)]
+)
+async def test_answers_of_random_weights(tmp_path: Path, tied: bool, policy: str, num_conversations: int) -> None:
+    """They run on to the last token and mean nothing; with a tied head they mostly repeat one token."""
+    checkpoint = write_random_checkpoint(tmp_path, tied=tied)
+    judged, answers = await classify_and_generate(checkpoint, conversations()[:num_conversations], policy)
+    assert sum(answer.num_answer_tokens == 128 for answer in answers) > num_conversations / 2, "too few are long"
+    assert tied or len({answer.text for answer in answers}) > num_conversations / 2, "too many are alike"
     for response in judged:
         assert not response.judged
         assert response.action == pb.ACTION_BLOCK  # the built-in policies' on_error
@@ -81,10 +83,14 @@ async def test_answers_of_the_demo_checkpoint() -> None:
     assert num_judged > 0.9 * NUM_CONVERSATIONS, "the demo model leaves its grammar"
 
 
-async def test_oracle_in_batches_answers_as_it_does_alone(random_checkpoint: Path) -> None:
-    oracle, some = GenOracle(random_checkpoint), conversations()[::40]
+async def test_the_oracle_in_batches_answers_as_it_does_alone(tmp_path: Path) -> None:
+    oracle, some = GenOracle(write_random_checkpoint(tmp_path, tied=False)), conversations()[::40]
     alone = [oracle.answer_batch([messages])[0] for messages in some]
     assert [answer.text for answer in oracle.answer_all(some)] == [answer.text for answer in alone]
+
+
+def write_random_checkpoint(directory: Path, *, tied: bool) -> Path:
+    return write_gen_checkpoint(directory / "gen", hidden=32, seed=SEED, tied=tied)
 
 
 async def classify_and_generate(
@@ -92,15 +98,19 @@ async def classify_and_generate(
 ) -> tuple[list[pb.ClassifyResponse], list[GenAnswer]]:
     """The server's answers and the oracle's, compared."""
     answers = await asyncio.to_thread(GenOracle(directory).answer_all, chats)
-    assert min(answer.min_margin for answer in answers) > TIE, "these weights come to a tie: choose another seed"
     async with serve(parity_config(gen_model=directory)) as served:
         slots = asyncio.Semaphore(NUM_CONCURRENT_CALLS)
         judged = await asyncio.gather(*(classify(served, slots, messages, policy) for messages in chats))
+    num_ties = 0
     for number, (response, answer) in enumerate(zip(judged, answers, strict=True)):
+        if answer.min_margin <= TIE and response.answer != answer.text:
+            num_ties += 1
+            continue
         assert response.answer == answer.text, f"conversation {number}: {chats[number]}"
         assert response.usage.num_prompt_tokens == answer.num_prompt_tokens
         assert response.usage.num_answer_tokens == answer.num_answer_tokens
         assert response.HasField("probabilities") == (answer.verdict is not None)
+    assert num_ties <= MAX_TIES
     return judged, answers
 
 

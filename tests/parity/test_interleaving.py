@@ -17,7 +17,6 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.model.checkpoints import write_stream_checkpoint
 
 from guardwire_server.core.kv_arena import KvArena
 from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits
@@ -26,8 +25,7 @@ from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.stream_backend import TorchStreamBackend
 from guardwire_server.model.stream_guard import StreamGuard
-
-torch.set_num_threads(1)
+from tests.model.checkpoints import write_stream_checkpoint
 
 ARENA_TOKENS = 256
 MAX_SEQUENCE_TOKENS = 256
@@ -66,7 +64,7 @@ class Run:
         self.scheduler.complete(plan)
         sources = {Read.RESPONSE: readings.responses, Read.QUERY: readings.queries}
         num_taken = dict.fromkeys(sources, 0)
-        dealt = []
+        dealt: list[tuple[int, int, int, Verdict]] = []
         for chunk in plan.chunks:
             for offset, read in enumerate(map(Read, chunk.reads)):
                 if read in sources:

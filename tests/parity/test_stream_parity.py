@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+
+from guardwire.v1 import moderation_pb2 as pb
 from tests.model.checkpoints import write_stream_checkpoint
 from tests.model.real_vocabulary import real_tokenizer_json
 from tests.parity.chatml import Vocabulary
@@ -19,8 +21,6 @@ from tests.parity.oracle import StreamOracle
 from tests.parity.replay import play_schedule
 from tests.parity.schedules import NUM_SESSIONS, VOCABULARY_SIZE, random_schedule
 from tests.parity.served import Served, parity_config, serve
-
-from guardwire.v1 import moderation_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -86,9 +86,7 @@ async def crowded(checkpoint: Path) -> AsyncIterator[Served]:
 
 
 @pytest.mark.parametrize("first_seed", range(0, NUM_SCHEDULES, SCHEDULES_PER_TEST))
-async def test_schedules(
-    roomy: Served, oracle: StreamOracle, vocabulary: Vocabulary, first_seed: int
-) -> None:
+async def test_schedules(roomy: Served, oracle: StreamOracle, vocabulary: Vocabulary, first_seed: int) -> None:
     stub = roomy.stub
     before = (await stub.GetServerInfo(pb.GetServerInfoRequest())).load
     counts = await compare(roomy, oracle, vocabulary, range(first_seed, first_seed + SCHEDULES_PER_TEST))

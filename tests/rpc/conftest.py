@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
-from tests.rpc.bystander import Bystander
-from tests.rpc.running_server import RunningServer, StartServer, make_config
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.app import load_models
 from guardwire_server.core.events import CallerEvent
 from guardwire_server.rpc import health
 from guardwire_server.rpc.requests import RequestReader
+from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
+from tests.rpc.bystander import Bystander
+from tests.rpc.running_server import RunningServer, StartServer, make_config
 
 torch.set_num_threads(1)
 
@@ -28,9 +28,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-async def start_server(
-    checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[StartServer]:
+async def start_server(checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartServer]:
     """Starts servers; the health probe's own steps are out of the way, since tests count steps."""
     monkeypatch.setattr(health, "PROBE_INTERVAL_S", 3600.0)
     started: list[RunningServer] = []

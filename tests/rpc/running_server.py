@@ -3,19 +3,20 @@
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import grpc
 import pytest
-from tests.rpc.stream_call import WAIT_S, Failure, StreamCall
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
 from guardwire_server.app import Models, Server
 from guardwire_server.config import ServerConfig
 from guardwire_server.core.scheduler import StepPlan
+from tests.rpc.stream_call import WAIT_S, Failure, StreamCall
 
 
 class StepGate:
@@ -30,7 +31,7 @@ class StepGate:
         self._open = threading.Event()
         self._open.set()
         self._arrived = asyncio.Event()
-        self._faults: list[BaseException] = []
+        self._faults: deque[BaseException | None] = deque()
         self.num_steps = 0
 
     def __call__(self, plan: StepPlan) -> Any:  # noqa: ANN401 what the backend returns
@@ -38,8 +39,9 @@ class StepGate:
         if not self._open.is_set():
             self._loop.call_soon_threadsafe(self._arrived.set)
             assert self._open.wait(WAIT_S), "nobody released the gate"
-        if self._faults:
-            raise self._faults.pop()
+        fault = self._faults.popleft() if self._faults else None
+        if fault:
+            raise fault
         return self._step(plan)
 
     def hold(self) -> None:
@@ -58,8 +60,9 @@ class StepGate:
         """Takes `step` for the model's own from now on."""
         self._step = step
 
-    def fail(self, num_steps: int = 1, fault: type[BaseException] = RuntimeError) -> None:
-        """The next steps raise; call it between steps or while one is held."""
+    def fail(self, num_steps: int = 1, *, after: int = 0, fault: type[BaseException] = RuntimeError) -> None:
+        """After so many good steps the next ones raise; call it between steps or while one is held."""
+        self._faults += [None] * after
         self._faults += [fault("the device is on fire") for _ in range(num_steps)]
 
 
@@ -77,6 +80,7 @@ class RunningServer:
                 self.gates.append(gate)
                 model.backend.step = gate  # type: ignore[method-assign]
         self._server = Server(config, models)
+        self._is_stopped = False
         self.address: str
         self.channel: grpc.aio.Channel
         self.stub: pb_grpc.ModerationServiceAsyncStub
@@ -91,10 +95,16 @@ class RunningServer:
         for gate in self.gates:
             gate.release()
         await self.channel.close(None)
-        await self._server.stop()
+        await self.stop()
         for model in (self.models.stream, self.models.gen):
             if model:
                 del model.backend.step
+
+    async def stop(self) -> None:
+        """Stops the server as SIGTERM does; once is enough."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            await self._server.stop()
 
     @property
     def stream_gate(self) -> StepGate:

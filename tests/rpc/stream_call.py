@@ -1,22 +1,24 @@
 """One ModerateStream call as a test conducts it, and what came of it."""
 
 import asyncio
+from collections.abc import Sized
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.rpc.messages import finish
 
 from guardwire.v1 import moderation_pb2 as pb
+from tests.rpc.messages import finish
 
 WAIT_S = 20.0
 """How long anything may take before a test fails; nothing waits this long otherwise."""
 
 
-class TokenVerdict(NamedTuple):
+@dataclass(frozen=True)
+class TokenVerdict:
     """One token's entry in the packed arrays."""
 
     index: int
@@ -54,9 +56,7 @@ class Failure:
             elif not detail.Unpack(info):
                 assert detail.Unpack(request)
         assert violation.reason in ("", info.reason)
-        return cls(
-            error.code(), info.reason, violation.field, error.details() or "", retry_after_s, request.request_id
-        )
+        return cls(error.code(), info.reason, violation.field, error.details() or "", retry_after_s, request.request_id)
 
 
 @dataclass
@@ -93,10 +93,13 @@ class Received:
                 self.summary = response.summary
 
 
+Call = grpc.aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]
+
+
 class StreamCall:
     """A call; `async with` cancels it at the end if it is still open."""
 
-    def __init__(self, call: "grpc.aio.StreamStreamCall[Any, Any]") -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
         self.received = Received()
 
@@ -127,8 +130,8 @@ class StreamCall:
             grpc.aio.AioRpcError: At any other end.
         """
         response = await asyncio.wait_for(self._call.read(), WAIT_S)
-        if response is grpc.aio.EOF:
-            return None
+        if not isinstance(response, pb.ModerateStreamResponse):
+            return None  # grpc.aio.EOF
         self.received.take(response)
         return self.received.kinds[-1]
 
@@ -165,7 +168,7 @@ class StreamCall:
 def unpack(verdicts: pb.Verdicts) -> list[TokenVerdict]:
     """The packed arrays as one entry a token; checks that all have one length."""
     num_tokens = len(verdicts.risk_levels)
-    packed: tuple[Any, ...] = (
+    packed: tuple[Sized, ...] = (
         verdicts.safe_probabilities,
         verdicts.controversial_probabilities,
         verdicts.unsafe_probabilities,

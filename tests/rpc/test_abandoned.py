@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
-from tests.rpc.bystander import Bystander
-from tests.rpc.messages import answer_ids, finish, opening, rollback, text, tokens, user_turn
-from tests.rpc.running_server import RunningServer, StartServer
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
+from tests.rpc.bystander import Bystander
+from tests.rpc.messages import answer_ids, finish, opening, rollback, text, tokens, user_turn
+from tests.rpc.running_server import RunningServer, StartServer
+from tests.rpc.stream_call import StreamCall
 
 STATES: dict[str, Sequence[pb.ModerateStreamRequest]] = {
     "before open": (),
@@ -112,10 +113,10 @@ async def test_deadline_in_mid_stream(server: RunningServer, bystander: Bystande
 
 async def test_connection_that_is_closed(server: RunningServer, bystander: Bystander) -> None:
     channel = grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
-    calls = [pb_grpc.ModerationServiceStub(channel).ModerateStream() for _ in range(3)]
-    for call in calls:
-        await call.write(opening())
-        assert (await call.read()).WhichOneof("response") == "opened"
+    for _ in range(3):
+        call = StreamCall(pb_grpc.ModerationServiceStub(channel).ModerateStream())
+        await call.send(opening())
+        await call.read_until("opened")
     await channel.close(None)
     await server.settled(num_sessions=1)
 

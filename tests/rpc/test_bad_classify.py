@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import assistant, system, user
 from tests.rpc.running_server import RunningServer, StartServer
 from tests.rpc.stream_call import WAIT_S, Failure
-
-from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -32,7 +32,9 @@ def bad_messages(messages: list[pb.Message], reason: str, field: str, mention: s
 CASES = {
     "no messages": bad_messages([], "EMPTY_CONVERSATION", "", "must not be empty"),
     "system alone": bad_messages([system("Be kind")], "NOTHING_TO_JUDGE", "", "user's or the assistant's"),
-    "too many messages": bad_messages([user(), assistant("x")] * 4, "TOO_MANY_MESSAGES", "", "8 messages, the limit is 6"),
+    "too many messages": bad_messages(
+        [user(), assistant("x")] * 4, "TOO_MANY_MESSAGES", "", "8 messages, the limit is 6"
+    ),
     "assistant first": bad_messages([assistant("Hello")], "USER_FIRST", "[0].role", "user"),
     "system not first": bad_messages([user(), system("Be kind")], "SYSTEM_FIRST", "[1].role", "first"),
     "user after user": bad_messages([user(), user()], "ROLES_ALTERNATE", "[1].role", "assistant"),

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import (
     answer_ids,
@@ -18,8 +20,6 @@ from tests.rpc.messages import (
 )
 from tests.rpc.running_server import RunningServer
 from tests.rpc.stream_call import StreamCall
-
-from guardwire.v1 import moderation_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 OUT_OF_RANGE = grpc.StatusCode.OUT_OF_RANGE
@@ -41,9 +41,7 @@ CASES = {
     "id at the vocabulary's end": Case(
         tokens([1, 448]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[1]", "448 is not a token"
     ),
-    "largest id": Case(
-        tokens([2**32 - 1]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[0]", "below 448"
-    ),
+    "largest id": Case(tokens([2**32 - 1]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[0]", "below 448"),
     "too many ids": Case(
         tokens(answer_ids(33)), INVALID, "TOO_MANY_TOKENS", "tokens.token_ids", "33 ids in one message, the limit is 32"
     ),
@@ -132,16 +130,12 @@ async def test_rollback_into_an_earlier_turn(server: RunningServer, bystander: B
 
 
 @pytest.mark.parametrize("control", ["<|im_start|>", "<|im_end|>"])
-async def test_user_tokens_that_open_or_close_a_turn(
-    server: RunningServer, bystander: Bystander, control: str
-) -> None:
+async def test_user_tokens_that_open_or_close_a_turn(server: RunningServer, bystander: Bystander, control: str) -> None:
     assert server.models.stream
     control_id = server.models.stream.tokenizer.added_tokens[control]
     async with server.stream() as call:
         await call.send(opening(), tokens(answer_ids(NUM_PUSHED)), user_tokens([7, control_id]))
-        case = Case(
-            opening(), INVALID, "CONTROL_TOKEN", "user_turn.tokens.token_ids[1]", "must not open or close"
-        )
+        case = Case(opening(), INVALID, "CONTROL_TOKEN", "user_turn.tokens.token_ids[1]", "must not open or close")
         await assert_refused(call, case, NUM_PUSHED)
 
 

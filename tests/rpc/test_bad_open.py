@@ -1,14 +1,14 @@
 """Openings that are refused: each with its own status, reason, field and limit, and nobody else notices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import answer_ids, assistant, opening, system, templated_opening, tokens, user
 from tests.rpc.running_server import RunningServer
-
-from guardwire.v1 import moderation_pb2 as pb
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNKNOWN_ENUM_VALUE = 99
@@ -27,7 +27,8 @@ def bad_messages(messages: list[pb.Message], reason: str, field: str, mention: s
 
 
 def bad_option(name: str, value: object, code: grpc.StatusCode, reason: str, mention: str) -> Case:
-    return Case(opening(**{name: value}), code, reason, f"open.{name}", mention)
+    options: dict[str, Any] = {name: value}
+    return Case(opening(**options), code, reason, f"open.{name}", mention)
 
 
 def bad_enum(name: str, mention: str) -> Case:

@@ -1,18 +1,15 @@
 """Limits on how much at once and for how long: sessions, time, and callers that do not read."""
 
 import asyncio
-from array import array
 
 import grpc
+
+from guardwire.v1 import moderation_pb2_grpc as pb_grpc
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import answer_ids, opening, rollback, tokens
 from tests.rpc.running_server import RunningServer, StartServer
+from tests.rpc.scripted_model import ScriptedModel
 from tests.rpc.stream_call import StreamCall
-
-from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.core.scheduler import Read, StepPlan
-from guardwire_server.core.verdict import VerdictArrays
-from guardwire_server.engine.backend import StreamReadings
 
 
 async def test_more_sessions_than_the_limit(server: RunningServer, bystander: Bystander) -> None:
@@ -68,21 +65,6 @@ async def test_stream_that_waits_for_the_server_is_not_idle(start_server: StartS
     await server.settled()
 
 
-def judge_all_safe(plan: StepPlan) -> StreamReadings:
-    """A model that costs nothing."""
-    reads = b"".join(chunk.reads for chunk in plan.chunks)
-    return StreamReadings(_safe(reads.count(Read.RESPONSE)), _safe(reads.count(Read.QUERY)))
-
-
-def _safe(num_tokens: int) -> VerdictArrays:
-    return VerdictArrays(
-        array("B", b"\x01" * num_tokens),
-        array("f", (1.0, 0.0, 0.0) * num_tokens),
-        array("B", bytes(num_tokens)),
-        array("f", (0.0,) * num_tokens),
-    )
-
-
 def narrow_channel(address: str) -> grpc.aio.Channel:
     """A connection of its own that takes little in before somebody reads; by default it is about 2 MB."""
     options = [
@@ -103,7 +85,7 @@ SLOW_READER_SETTINGS = {
 
 async def test_caller_that_never_reads_is_cut_off(start_server: StartServer) -> None:
     server = await start_server(**SLOW_READER_SETTINGS)
-    server.stream_gate.substitute(judge_all_safe)
+    server.stream_gate.substitute(ScriptedModel())
     async with narrow_channel(server.address) as channel, server.stream() as other:
         await other.send(opening())
         await other.read_until("prompt_verdict")
@@ -119,17 +101,19 @@ async def test_caller_that_never_reads_is_cut_off(start_server: StartServer) -> 
 
 async def test_caller_that_never_reads_is_not_listened_to(start_server: StartServer) -> None:
     server = await start_server(**SLOW_READER_SETTINGS)
-    server.stream_gate.substitute(judge_all_safe)
-    async with narrow_channel(server.address) as channel:
-        async with StreamCall(pb_grpc.ModerationServiceStub(channel).ModerateStream()) as call:
-            await call.send(opening())
-            cycle = [*(tokens(answer_ids(512)) for _ in range(14)), rollback(0)]
-            pushing = asyncio.create_task(call.send(*(cycle * 40)))
-            await server.counts(num_sessions=1)
-            await server.counts(num_sessions=0)
-            num_messages = server.num_messages
-            assert num_messages < len(cycle) * 20
-            await server.settled()
-            assert server.num_messages == num_messages
-            call.cancel()
-            await asyncio.wait([pushing])
+    server.stream_gate.substitute(ScriptedModel())
+    async with (
+        narrow_channel(server.address) as channel,
+        StreamCall(pb_grpc.ModerationServiceStub(channel).ModerateStream()) as call,
+    ):
+        await call.send(opening())
+        cycle = [*(tokens(answer_ids(512)) for _ in range(14)), rollback(0)]
+        pushing = asyncio.create_task(call.send(*(cycle * 40)))
+        await server.counts(num_sessions=1)
+        await server.counts(num_sessions=0)
+        num_messages = server.num_messages
+        assert num_messages < len(cycle) * 20
+        await server.settled()
+        assert server.num_messages == num_messages
+        call.cancel()
+        await asyncio.wait([pushing])

@@ -1,14 +1,16 @@
 """What a server does not serve, does not understand, or does not take for its size."""
 
+from typing import Any
+
 import grpc
 import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.rpc.server import MAX_REQUEST_BYTES, MODERATION_SERVICE
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import answer_ids, opening, text, tokens, user
 from tests.rpc.running_server import RunningServer, StartServer, failure_of
 from tests.rpc.stream_call import Failure
-
-from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server.rpc.server import MAX_REQUEST_BYTES, MODERATION_SERVICE
 
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 
@@ -97,7 +99,7 @@ async def test_message_just_below_four_mebibytes_is_refused_by_the_server(
 async def test_bytes_that_are_no_message(
     server: RunningServer, bystander: Bystander, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = server.channel.stream_stream(f"/{MODERATION_SERVICE}/ModerateStream")()
+    call: Any = server.channel.stream_stream(f"/{MODERATION_SERVICE}/ModerateStream")()
     await call.write(opening().SerializeToString())
     await call.read()
     await call.write(garbage)
@@ -109,12 +111,12 @@ async def test_bytes_that_are_no_message(
 
 async def test_unknown_fields_are_ignored(server: RunningServer, bystander: Bystander) -> None:
     unknown_field = b"\xfa\x7f\x03abc"  # number 2047, three bytes
-    call = server.channel.unary_unary(f"/{MODERATION_SERVICE}/Classify")
+    call: Any = server.channel.unary_unary(f"/{MODERATION_SERVICE}/Classify")
     request = pb.ClassifyRequest(messages=[user()]).SerializeToString() + unknown_field
     response = pb.ClassifyResponse.FromString(await call(request))
     assert response.model == "tiny-gen"
 
 
 async def test_unknown_method(server: RunningServer) -> None:
-    call = server.channel.unary_unary(f"/{MODERATION_SERVICE}/Bless")
+    call: Any = server.channel.unary_unary(f"/{MODERATION_SERVICE}/Bless")
     assert (await failure_of(call(b""))).code == UNIMPLEMENTED

@@ -40,14 +40,22 @@ class EndReason(Enum):
     BLOCKED = "blocked"
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedTurn:
+    """Tokens up to where the answer begins; the user message closes at `query_index` among them."""
+
+    token_ids: "array[int]"
+    query_index: int
+
+
 # --- from the caller ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRequested:
-    """The first message: `prompt` is the conversation, or the ids of the rendered template."""
+    """The first message: `prompt` is the conversation, the same already rendered, or a caller's ids of the template."""
 
-    prompt: "tuple[Message, ...] | array[int]"
+    prompt: "tuple[Message, ...] | RenderedTurn | array[int]"
     policy: Policy
     thinking: Thinking = Thinking.OFF
     input_kind: InputKind = InputKind.TOKENS

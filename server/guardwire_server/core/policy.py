@@ -136,7 +136,7 @@ class Decision:
     turn: int
     token_index: int
     cut_index: int
-    risk_level: RiskLevel
+    risk_level: RiskLevel | None
     category: Category | None
     reason: DecisionReason
     explanation: str

@@ -1,4 +1,4 @@
-"""What a session needs from the model's side: the template and the tokenizer, as pure functions of their arguments."""
+"""What a session is given: its limits, and from the model's side the template and the tokenizer, as pure functions."""
 
 from array import array
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ from guardwire_server.core.verdict import Message
 
 
 @dataclass(frozen=True, slots=True)
-class RenderedTurn:
-    """Tokens up to where the answer begins; the user message closes at `query_index` among them."""
+class SessionLimits:
+    """`max_pending_tokens` is where a session stops asking for input; the others end it."""
 
-    token_ids: "array[int]"
-    query_index: int
+    max_context_tokens: int
+    max_pending_tokens: int
+    idle_timeout_s: float
+    max_lifetime_s: float
 
 
 class TextStream(Protocol):
@@ -39,11 +41,13 @@ class TurnRenderer(Protocol):
 
     scaffold: Scaffold
 
-    def prompt(self, messages: Sequence[Message], thinking: ev.Thinking) -> RenderedTurn:
+    def prompt(self, messages: Sequence[Message], thinking: ev.Thinking) -> ev.RenderedTurn:
         """The conversation up to the answer."""
         ...
 
-    def user_turn(self, content: "str | array[int]", thinking: ev.Thinking, answer_tail: Sequence[int]) -> RenderedTurn:
+    def user_turn(
+        self, content: "str | array[int]", thinking: ev.Thinking, answer_tail: Sequence[int]
+    ) -> ev.RenderedTurn:
         """What closes an answer that ends in `answer_tail` and opens the next one."""
         ...
 
@@ -54,3 +58,12 @@ class TurnRenderer(Protocol):
     def text_stream(self) -> TextStream:
         """A new incremental tokenizer."""
         ...
+
+
+LONG_TEXT_CHARS = 16_384
+"""Tokenising takes about a microsecond per character: what is longer should not be tokenised where streams wait."""
+
+
+def is_long(messages: Sequence[Message]) -> bool:
+    """Whether a conversation is too long to be tokenised on the way."""
+    return sum(len(message.content) for message in messages) > LONG_TEXT_CHARS

@@ -1,8 +1,9 @@
 """What a stream tells its caller, put together from what the session knows."""
 
 from guardwire_server.core.events import EndReason, PromptVerdict, SummaryGiven, TokenVerdicts, UpdateMode
+from guardwire_server.core.policy import Decision, DecisionReason, Policy
 from guardwire_server.core.transcript import Transcript, Turn
-from guardwire_server.core.verdict import VerdictArrays
+from guardwire_server.core.verdict import Role, VerdictArrays
 
 
 class VerdictReporter:
@@ -55,6 +56,21 @@ class VerdictReporter:
                     runs.append((offset, offset + 1))
             self._last = present
         return runs
+
+
+def decide_unjudged(policy: Policy, transcript: Transcript, cause: str) -> Decision:
+    """The decision about what was pushed and not judged: the policy's `on_error`, from the first such token on."""
+    return Decision(
+        action=policy.on_error,
+        role=Role.ASSISTANT,
+        turn=transcript.present.number,
+        token_index=transcript.num_judged,
+        cut_index=transcript.num_judged,
+        risk_level=None,
+        category=None,
+        reason=DecisionReason.NOT_JUDGED,
+        explanation=f"not judged: {cause}; policy '{policy.name}' says {policy.on_error.name}",
+    )
 
 
 def summarise(

@@ -11,7 +11,6 @@ caller, of the engine, or of patience (the maximum lifetime) ends it at once.
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from guardwire_server.core import events as ev
 from guardwire_server.core.errors import (
@@ -22,22 +21,12 @@ from guardwire_server.core.errors import (
     StreamTimeout,
     WrongState,
 )
-from guardwire_server.core.policy import Action, AnswerJudge, Decision, decide_prompt
-from guardwire_server.core.ports import RenderedTurn, TurnRenderer
-from guardwire_server.core.reports import VerdictReporter, summarise
+from guardwire_server.core.policy import Action, Decision, decide_prompt
+from guardwire_server.core.ports import SessionLimits, TurnRenderer
+from guardwire_server.core.reports import VerdictReporter, decide_unjudged, summarise
 from guardwire_server.core.scheduler import Read
-from guardwire_server.core.transcript import Transcript, Turn
+from guardwire_server.core.transcript import Transcript
 from guardwire_server.core.transitions import TRANSITIONS, State, wrong_state
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """`max_pending_tokens` is where a session stops asking for input; the others end it."""
-
-    max_context_tokens: int
-    max_pending_tokens: int
-    idle_timeout_s: float
-    max_lifetime_s: float
 
 
 class Session:
@@ -58,6 +47,7 @@ class Session:
         self._prompt_verdict_s: float | None = None
         self._reporter: VerdictReporter
         self._closing_error: RequestError | None = None
+        self._drain: ev.DrainingNoted | None = None
 
     @property
     def state(self) -> State:
@@ -93,25 +83,28 @@ class Session:
         self._reporter = VerdictReporter(event.update_mode, event.resume_from)
         self._opened_s = self._idle_since_s = self._now_s
         field = "open.templated.token_ids" if isinstance(event.prompt, array) else "open.conversation"
-        if isinstance(event.prompt, array):
-            query_index = self._renderer.find_query_index(event.prompt)
-            if query_index is None:
-                raise InvalidField("NO_USER_TURN", field, "holds no user turn closed by <|im_end|>")
-            turn = RenderedTurn(event.prompt, query_index)
-        else:
-            turn = self._renderer.prompt(event.prompt, event.thinking)
+        turn = self._render(event, field)
         extension = self._begin_turn(turn, field)
         num_prompt_tokens = len(turn.token_ids)
         outputs.append(
             ev.StreamOpened(event.policy.name, num_prompt_tokens, self._limits.max_context_tokens - num_prompt_tokens)
         )
+        if self._drain:
+            outputs.append(self._drain)
         outputs.append(extension)
         self._state = State.STREAMING
 
     def _push_tokens(self, event: ev.TokensPushed, outputs: list[ev.Output]) -> None:
         self._require_input(ev.InputKind.TOKENS, "tokens")
-        if not self._is_repeat(event):
+        start, num_pushed = event.start_index, self._transcript.num_pushed
+        if start is None or start == num_pushed:
             self._extend_answer(event.token_ids, "tokens.token_ids", outputs)
+        elif self._options.resume_from and self._transcript.holds(start, event.token_ids):
+            self._idle_since_s = self._now_s  # an exact repeat
+        else:
+            kind = "a gap" if start > num_pushed else "an overlap"
+            message = f"{start} is {kind}: {num_pushed} was expected"
+            raise OutOfRange("START_INDEX_MISMATCH", "tokens.start_index", message)
 
     def _push_text(self, event: ev.TextPushed, outputs: list[ev.Output]) -> None:
         self._require_input(ev.InputKind.TEXT, "text")
@@ -216,26 +209,28 @@ class Session:
     def _announce_drain(self, event: ev.DrainAnnounced, outputs: list[ev.Output]) -> None:
         outputs.append(ev.DrainingNoted(event.timeout_s))
 
+    def _note_drain(self, event: ev.DrainAnnounced, outputs: list[ev.Output]) -> None:
+        self._drain = ev.DrainingNoted(event.timeout_s)  # `opened` must come first
+
     def _pass_over(self, event: ev.Event, outputs: list[ev.Output]) -> None:
         """Nothing follows from the event here."""
 
     # --- what they share -----------------------------------------------------------------------------------------
 
-    def _begin_turn(self, rendered: RenderedTurn, field: str) -> ev.ExtendSequence:
+    def _render(self, event: ev.OpenRequested, field: str) -> ev.RenderedTurn:
+        if isinstance(event.prompt, ev.RenderedTurn):
+            return event.prompt
+        if not isinstance(event.prompt, array):
+            return self._renderer.prompt(event.prompt, event.thinking)
+        query_index = self._renderer.find_query_index(event.prompt)
+        if query_index is None:
+            raise InvalidField("NO_USER_TURN", field, "holds no user turn closed by <|im_end|>")
+        return ev.RenderedTurn(event.prompt, query_index)
+
+    def _begin_turn(self, rendered: ev.RenderedTurn, field: str) -> ev.ExtendSequence:
         self._require_room(len(rendered.token_ids), field)
         self._idle_since_s = self._now_s
-        transcript = self._transcript
-        start, number = transcript.num_positions, len(transcript.turns)
-        transcript.num_positions += len(rendered.token_ids)
-        transcript.turns.append(
-            Turn(
-                number=number,
-                query_position=start + rendered.query_index,
-                answer_position=transcript.num_positions,
-                judge=AnswerJudge(self._options.policy, turn=number, first_index=transcript.num_pushed),
-                first_index=transcript.num_pushed,
-            )
-        )
+        self._transcript.begin_turn(rendered, self._options.policy)
         reads = bytearray(len(rendered.token_ids))
         reads[rendered.query_index] = Read.QUERY
         return ev.ExtendSequence(rendered.token_ids, bytes(reads))
@@ -264,29 +259,21 @@ class Session:
                 "CONTEXT_OVERFLOW", field, f"{num_tokens} more tokens make {total}, the context holds {limit}"
             )
 
-    def _is_repeat(self, event: ev.TokensPushed) -> bool:
-        """Whether the tokens are an exact repeat on a resumed stream; raises on any other gap or overlap."""
-        start, num_pushed = event.start_index, self._transcript.num_pushed
-        if start is None or start == num_pushed:
-            return False
-        stop = start + len(event.token_ids)
-        repeats = start < num_pushed and self._transcript.pushed_ids[start:stop] == event.token_ids
-        if self._options.resume_from and repeats:
-            self._idle_since_s = self._now_s
-            return True
-        kind = "a gap" if start > num_pushed else "an overlap"
-        raise OutOfRange("START_INDEX_MISMATCH", "tokens.start_index", f"{start} is {kind}: {num_pushed} was expected")
-
     def _announce(self, decision: Decision, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:
             return
-        options, transcript = self._options, self._transcript
-        enforced = not (options.observe_only or options.policy.observe_only)
-        is_text = options.input_kind is ev.InputKind.TEXT
-        cut_text_offset = transcript.text_offset(decision.cut_index) if is_text else None
-        outputs.append(ev.DecisionTaken(decision, cut_text_offset, enforced))
-        if decision.action is Action.BLOCK and enforced and options.end_on_block:
+        self._tell(decision, outputs)
+        if decision.action is Action.BLOCK and self._is_enforced and self._options.end_on_block:
             self._summarise(ev.EndReason.BLOCKED, outputs)
+
+    def _tell(self, decision: Decision, outputs: list[ev.Output]) -> None:
+        is_text = self._options.input_kind is ev.InputKind.TEXT
+        cut_text_offset = self._transcript.text_offset(decision.cut_index) if is_text else None
+        outputs.append(ev.DecisionTaken(decision, cut_text_offset, self._is_enforced))
+
+    @property
+    def _is_enforced(self) -> bool:
+        return not (self._options.observe_only or self._options.policy.observe_only)
 
     def _close(self, error: RequestError, outputs: list[ev.Output]) -> None:
         """Ends the stream with an error once everything pushed before is judged; the first error stands."""
@@ -313,5 +300,10 @@ class Session:
         self._end(None, outputs)
 
     def _end(self, error: RequestError | None, outputs: list[ev.Output]) -> None:
+        """Ends the stream; what was pushed and could not be judged gets the policy's `on_error`."""
+        if error and not isinstance(error, Abandoned) and self._transcript.num_pending:
+            decision = decide_unjudged(self._options.policy, self._transcript, error.message)
+            if decision.action > self._transcript.present.action:
+                self._tell(decision, outputs)
         self._state = State.ENDED
         outputs.append(ev.StreamEnded(error))

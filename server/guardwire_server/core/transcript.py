@@ -12,7 +12,8 @@ that no later truncation took back still count.
 from array import array
 from dataclasses import dataclass
 
-from guardwire_server.core.policy import Action, AnswerJudge, Decision
+from guardwire_server.core.events import RenderedTurn
+from guardwire_server.core.policy import Action, AnswerJudge, Decision, Policy
 from guardwire_server.core.verdict import RiskLevel, Verdict
 
 
@@ -77,6 +78,20 @@ class Transcript:
         """The turn whose answer the token at `position` belongs to."""
         return next(turn for turn in reversed(self.turns) if turn.answer_position <= position)
 
+    def begin_turn(self, rendered: RenderedTurn, policy: Policy) -> None:
+        """Appends a user message, and what stands around it, up to where its answer begins."""
+        start, number, first_index = self.num_positions, len(self.turns), self.num_pushed
+        self.num_positions += len(rendered.token_ids)
+        self.turns.append(
+            Turn(
+                number=number,
+                query_position=start + rendered.query_index,
+                answer_position=self.num_positions,
+                judge=AnswerJudge(policy, turn=number, first_index=first_index),
+                first_index=first_index,
+            )
+        )
+
     def push(self, ids: "array[int]", scaffold_marks: bytes) -> None:
         """Appends tokens to the present answer."""
         self.pushed_ids.extend(ids)
@@ -104,6 +119,10 @@ class Transcript:
         self._truncations = [entry for entry in self._truncations if entry[0] > epoch]
         limit = min((kept for _, kept in self._truncations), default=position + num_tokens)
         return max(0, min(num_tokens, limit - position))
+
+    def holds(self, start: int, ids: "array[int]") -> bool:
+        """Whether exactly these tokens were pushed from index `start` on."""
+        return start < self.num_pushed and self.pushed_ids[start : start + len(ids)] == ids
 
     def text_offset(self, index: int) -> int:
         """Where the token at `index` begins in the pushed text, in bytes."""

@@ -21,7 +21,7 @@ TRANSITIONS: dict[tuple[State, type[ev.Event]], str] = {
     (State.AWAITING_OPEN, ev.InputEnded): "_end_unopened",
     (State.AWAITING_OPEN, ev.SequenceFailed): "_fail",
     (State.AWAITING_OPEN, ev.TimePassed): "_check_deadlines",
-    (State.AWAITING_OPEN, ev.DrainAnnounced): "_pass_over",
+    (State.AWAITING_OPEN, ev.DrainAnnounced): "_note_drain",
     (State.STREAMING, ev.TokensPushed): "_push_tokens",
     (State.STREAMING, ev.TextPushed): "_push_text",
     (State.STREAMING, ev.RollbackRequested): "_roll_back",

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 from guardwire_server.demo.augmentation import polish_answer
 from guardwire_server.demo.corpus import Corpus, Split, insert_goal
-from guardwire_server.demo.labels import CATEGORY_FILES, CONTROVERSIAL, JAILBREAK, NUM_RESPONSE_CATEGORIES, SAFE, SAFE_LABEL, UNSAFE, Label
+from guardwire_server.demo.labels import (
+    CATEGORY_FILES,
+    CONTROVERSIAL,
+    JAILBREAK,
+    NUM_RESPONSE_CATEGORIES,
+    SAFE,
+    SAFE_LABEL,
+    UNSAFE,
+    Label,
+)
 from guardwire_server.demo.prompts import Prompt, PromptSampler
 
 _RISK_SECTION = {UNSAFE: "unsafe", CONTROVERSIAL: "controversial"}
@@ -14,7 +23,14 @@ _RISK_SECTION = {UNSAFE: "unsafe", CONTROVERSIAL: "controversial"}
 _SHARES = {
     SAFE: (("helpful", 70), ("harmless_refusal", 6), ("unsafe", 10), ("controversial", 6), ("mixed", 8)),
     UNSAFE: (("refusal", 33), ("warning", 13), ("unsafe", 36), ("controversial", 5), ("mixed", 8), ("helpful", 5)),
-    CONTROVERSIAL: (("refusal", 16), ("warning", 12), ("helpful", 12), ("controversial", 40), ("unsafe", 12), ("mixed", 8)),
+    CONTROVERSIAL: (
+        ("refusal", 16),
+        ("warning", 12),
+        ("helpful", 12),
+        ("controversial", 40),
+        ("unsafe", 12),
+        ("mixed", 8),
+    ),
 }
 """Share of each kind of answer by the risk of the prompt, in percent."""
 
@@ -26,7 +42,7 @@ class Answer:
     Attributes:
         text: The answer without its reasoning.
         label: What the whole answer amounts to.
-        harm_start: Index of the character from which on the label holds; the text before it is Safe. None when all is Safe.
+        harm_start: Index of the character from which on the label holds, what comes before is Safe; None when all is.
         refused: Whether the answer declines the request.
         reasoning: What stands between `<think>` and `</think>`; None when thinking is off. Harmful answers that hold
             reasoning are harmful from the reasoning on only when `reasoning_harmful` is set.
@@ -40,7 +56,17 @@ class Answer:
     reasoning_harmful: bool = False
 
 
-_SECOND_PERSON = {"my": "your", "myself": "yourself", "me": "you", "mine": "yours", "our": "your", "us": "you", "i": "you", "i'm": "you're", "am": "are"}
+_SECOND_PERSON = {
+    "my": "your",
+    "myself": "yourself",
+    "me": "you",
+    "mine": "yours",
+    "our": "your",
+    "us": "you",
+    "i": "you",
+    "i'm": "you're",
+    "am": "are",
+}
 
 
 def _address_the_user(goal: str) -> str:
@@ -56,7 +82,9 @@ class AnswerSampler:
         self._split: Split = split
         self._rng = rng
         self._prompts = PromptSampler(corpus, split, rng)
-        self._safe_stems = sorted({stem for (_, stem, section) in corpus.patterns if section == "safe answers"} - set(CATEGORY_FILES))
+        self._safe_stems = sorted(
+            {stem for (_, stem, section) in corpus.patterns if section == "safe answers"} - set(CATEGORY_FILES)
+        )
 
     def sample(self, prompt: Prompt) -> Answer:
         """Draws an answer that fits the prompt's topic."""
@@ -69,8 +97,15 @@ class AnswerSampler:
 
     def _build(self, kind: str, prompt: Prompt) -> Answer | None:
         if kind in ("helpful", "warning", "refusal", "harmless_refusal"):
-            text = {"helpful": self._helpful, "warning": self._warning, "refusal": self._refusal, "harmless_refusal": self._harmless_refusal}[kind](prompt)
-            return None if text is None else Answer(polish_answer(text, self._rng), SAFE_LABEL, refused="refusal" in kind)
+            text = {
+                "helpful": self._helpful,
+                "warning": self._warning,
+                "refusal": self._refusal,
+                "harmless_refusal": self._harmless_refusal,
+            }[kind](prompt)
+            return (
+                None if text is None else Answer(polish_answer(text, self._rng), SAFE_LABEL, refused="refusal" in kind)
+            )
         risk = CONTROVERSIAL if kind == "controversial" else UNSAFE
         if kind == "mixed" and self._rng.random() < 0.3:
             risk = CONTROVERSIAL
@@ -111,7 +146,11 @@ class AnswerSampler:
     def _warning(self, prompt: Prompt) -> str | None:
         warning = self._framed("warnings", prompt.goal)
         category = prompt.label.category
-        lines = self._draw(CATEGORY_FILES[category], "safe answers") if category is not None and self._rng.random() < 0.6 else None
+        lines = (
+            self._draw(CATEGORY_FILES[category], "safe answers")
+            if category is not None and self._rng.random() < 0.6
+            else None
+        )
         if self._rng.random() < 0.4 and lines is not None:
             return self._join(lines, self._draw("answers", "redirects") if self._rng.random() < 0.4 else None)
         return self._join(warning, lines) if warning else None
@@ -126,12 +165,17 @@ class AnswerSampler:
 
     def _harmless_refusal(self, prompt: Prompt) -> str | None:
         del prompt
-        return self._join(self._draw("answers", "harmless refusals"), self._draw("answers", "tips") if self._rng.random() < 0.3 else None)
+        return self._join(
+            self._draw("answers", "harmless refusals"),
+            self._draw("answers", "tips") if self._rng.random() < 0.3 else None,
+        )
 
     def _preamble(self, prompt: Prompt) -> str:
         if self._rng.random() < 0.5:
             return self._draw("answers", "turning points") or ""
-        return self._join(self._safe_lines(prompt), self._draw("answers", "turns") if self._rng.random() < 0.5 else None)
+        return self._join(
+            self._safe_lines(prompt), self._draw("answers", "turns") if self._rng.random() < 0.5 else None
+        )
 
     def _harmful(self, risk: int, prompt: Prompt, preamble: str) -> Answer | None:
         category = prompt.goal_label.category if prompt.goal is not None else prompt.label.category
@@ -140,11 +184,21 @@ class AnswerSampler:
         label = Label(risk, category)
         goal = prompt.goal if prompt.goal_label == label else self._prompts.risky_goal(label)
         comply = self._framed("comply", goal) if self._rng.random() < 0.4 else None
-        body = self._draw(CATEGORY_FILES[category], f"{_RISK_SECTION[risk]} answers") if comply is None or self._rng.random() < 0.75 else None
+        body = (
+            self._draw(CATEGORY_FILES[category], f"{_RISK_SECTION[risk]} answers")
+            if comply is None or self._rng.random() < 0.75
+            else None
+        )
         if comply is None and body is None:
             return None
-        second = self._draw(CATEGORY_FILES[category], f"{_RISK_SECTION[risk]} answers") if body and self._rng.random() < 0.25 else None
-        harm = self._join(comply, body, second, self._draw("answers", "closings") if self._rng.random() < 0.12 else None)
+        second = (
+            self._draw(CATEGORY_FILES[category], f"{_RISK_SECTION[risk]} answers")
+            if body and self._rng.random() < 0.25
+            else None
+        )
+        harm = self._join(
+            comply, body, second, self._draw("answers", "closings") if self._rng.random() < 0.12 else None
+        )
         preamble = polish_answer(preamble, self._rng) if preamble else ""
         harm = harm if preamble.endswith((",", ":")) else polish_answer(harm, self._rng)
         return Answer(self._join(preamble, harm), label, harm_start=len(preamble))
@@ -155,4 +209,6 @@ class AnswerSampler:
         reasoning = self._framed(section, prompt.goal)
         if reasoning is None:
             return answer
-        return Answer(answer.text, answer.label, answer.harm_start, answer.refused, polish_answer(reasoning, self._rng), harmful)
+        return Answer(
+            answer.text, answer.label, answer.harm_start, answer.refused, polish_answer(reasoning, self._rng), harmful
+        )

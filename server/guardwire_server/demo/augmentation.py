@@ -4,15 +4,47 @@ import random
 import re
 
 _CONTRACTIONS = (
-    ("i am", "i'm"), ("do not", "don't"), ("does not", "doesn't"), ("can not", "can't"), ("cannot", "can't"), ("i will", "i'll"),
-    ("i have", "i've"), ("it is", "it's"), ("that is", "that's"), ("what is", "what's"), ("is not", "isn't"), ("did not", "didn't"),
-    ("would not", "wouldn't"), ("should not", "shouldn't"), ("i would", "i'd"), ("they are", "they're"), ("we are", "we're"),
-    ("you are", "you're"), ("will not", "won't"), ("he is", "he's"), ("she is", "she's"), ("who is", "who's"), ("how is", "how's"),
-)  # fmt: skip
+    ("i am", "i'm"),
+    ("do not", "don't"),
+    ("does not", "doesn't"),
+    ("can not", "can't"),
+    ("cannot", "can't"),
+    ("i will", "i'll"),
+    ("i have", "i've"),
+    ("it is", "it's"),
+    ("that is", "that's"),
+    ("what is", "what's"),
+    ("is not", "isn't"),
+    ("did not", "didn't"),
+    ("would not", "wouldn't"),
+    ("should not", "shouldn't"),
+    ("i would", "i'd"),
+    ("they are", "they're"),
+    ("we are", "we're"),
+    ("you are", "you're"),
+    ("will not", "won't"),
+    ("he is", "he's"),
+    ("she is", "she's"),
+    ("who is", "who's"),
+    ("how is", "how's"),
+)
 _CHAT_SPELLINGS = {
-    "you": "u", "are": "r", "please": "pls", "because": "cuz", "your": "ur", "people": "ppl", "something": "smth", "someone": "sb",
-    "tomorrow": "tmrw", "want to": "wanna", "going to": "gonna", "about": "abt", "without": "w/o", "with": "w/", "thanks": "thx",
-}  # fmt: skip
+    "you": "u",
+    "are": "r",
+    "please": "pls",
+    "because": "cuz",
+    "your": "ur",
+    "people": "ppl",
+    "something": "smth",
+    "someone": "sb",
+    "tomorrow": "tmrw",
+    "want to": "wanna",
+    "going to": "gonna",
+    "about": "abt",
+    "without": "w/o",
+    "with": "w/",
+    "thanks": "thx",
+}
 _FILLERS = ("really ", "just ", "actually ", "maybe ", "kind of ", "basically ", "honestly ")
 _NEIGHBOUR_KEYS = "qwertyuiop asdfghjkl zxcvbnm"
 
@@ -35,11 +67,22 @@ def roughen_prompt(text: str, rng: random.Random) -> str:
     return _end_mark(text, rng)
 
 
+def polish_prompt(text: str, rng: random.Random) -> str:
+    """A message as typed with care: sentence case or all lower case, with or without its last mark."""
+    if rng.random() < 0.3:
+        return text.lower().rstrip(".")
+    return _end_mark_of(re.sub(r"\bi\b", "I", text[:1].upper() + text[1:]))
+
+
 def polish_answer(text: str, rng: random.Random) -> str:
     """Sentence case, as an assistant writes; now and then a contraction is written out or back."""
     text = _swap_contractions(text, rng)
     text = re.sub(r"\bi\b(?!\.e)", "I", text)
-    text = re.sub(r"([.?!:]\s+)([a-z])", lambda match: match.group(1) + (match.group(2).upper() if match.group(1)[0] != ":" else match.group(2)), text)
+    text = re.sub(
+        r"([.?!:]\s+)([a-z])",
+        lambda match: match.group(1) + (match.group(2).upper() if match.group(1)[0] != ":" else match.group(2)),
+        text,
+    )
     return text[:1].upper() + text[1:]
 
 
@@ -78,7 +121,11 @@ def _typo(text: str, rng: random.Random) -> str:
 
 def _drop_word(text: str, rng: random.Random) -> str:
     words = text.split(" ")
-    droppable = [i for i, word in enumerate(words) if word.lower() in {"a", "the", "my", "some", "please", "really", "just", "to", "do"}]
+    droppable = [
+        i
+        for i, word in enumerate(words)
+        if word.lower() in {"a", "the", "my", "some", "please", "really", "just", "to", "do"}
+    ]
     if droppable and len(words) > 4:
         del words[rng.choice(droppable)]
     elif rng.random() < 0.5 and len(words) > 3:
@@ -92,7 +139,13 @@ def _end_mark(text: str, rng: random.Random) -> str:
         return text.rstrip(".?!")
     if draw < 0.29:
         return text.rstrip(".?!") + rng.choice(("!", "!!", "??", "...", " ?"))
+    return _end_mark_of(text)
+
+
+def _end_mark_of(text: str) -> str:
     if text[-1:].isalnum():
-        question = re.match(r"(how|what|where|who|which|why|when|is|are|can|could|do|does|should|would|will)\b", text, re.IGNORECASE)
+        question = re.match(
+            r"(how|what|where|who|which|why|when|is|are|can|could|do|does|should|would|will)\b", text, re.IGNORECASE
+        )
         return text + ("?" if question else ".")
     return text

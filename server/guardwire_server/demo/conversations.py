@@ -1,7 +1,7 @@
 """Samples labelled conversations from the corpus.
 
-A conversation is an optional system message, optional earlier turns, one user message and possibly an answer. Labels follow
-`LABELS.md`. Everything here draws from one `random.Random`, so a seed fixes the whole stream of conversations.
+A conversation is an optional system message, optional earlier turns, one user message and possibly an answer. Labels
+follow `LABELS.md`. Everything here draws from one `random.Random`, so a seed fixes the whole stream of conversations.
 """
 
 import random
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from guardwire_server.demo.answers import Answer, AnswerSampler
-from guardwire_server.demo.augmentation import roughen_prompt
+from guardwire_server.demo.augmentation import polish_prompt, roughen_prompt
 from guardwire_server.demo.corpus import Corpus, Split
 from guardwire_server.demo.prompts import Prompt, PromptSampler
 
@@ -43,10 +43,19 @@ class Conversation:
 class ConversationSampler:
     """An endless source of conversations of one split; owns its random state."""
 
-    def __init__(self, corpus: Corpus, split: Split, seed: int) -> None:
+    def __init__(self, corpus: Corpus, split: Split, seed: int, *, rough: bool = True) -> None:
+        """Prepares the draws.
+
+        Args:
+            corpus: All patterns.
+            split: The half to draw from.
+            seed: Fixes the whole stream of conversations.
+            rough: Whether prompts get typing errors and chat spellings, which is an aid to training.
+        """
         self._rng = random.Random(seed)
         self._corpus = corpus
         self._split: Split = split
+        self._rough = rough
         self._prompts = PromptSampler(corpus, split, self._rng)
         self._answers = AnswerSampler(corpus, split, self._rng)
 
@@ -71,5 +80,5 @@ class ConversationSampler:
     def _exchange(self, *, answered: bool) -> Exchange:
         prompt = self._prompts.sample()
         answer = self._answers.sample(prompt) if answered else None
-        rough = replace(prompt, text=roughen_prompt(prompt.text, self._rng))
-        return Exchange(rough, answer)
+        write = roughen_prompt if self._rough else polish_prompt
+        return Exchange(replace(prompt, text=write(prompt.text, self._rng)), answer)

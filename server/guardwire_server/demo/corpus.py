@@ -1,8 +1,9 @@
 """Loads the sentence patterns of `corpus/*.txt`, splits them, and expands them to text.
 
-File format: a line `== name` opens a section, every other line that is neither empty nor a `#` comment is one pattern.
-In a pattern `[a|b|]` picks one alternative (nesting allowed) and `{word}` picks from the list of that name in `words.txt`,
-whose lines read `name: first, second, …`. `{goal}`, `{goal.ing}` and `{goal.past}` stand for a verb phrase that the caller gives.
+File format: a line `== name` opens a section, every other line that is neither empty nor a `#` comment is one
+pattern. In a pattern `[a|b|]` picks one alternative (nesting allowed) and `{word}` picks from the list of that name in
+`words.txt`, whose lines read `name: first, second, …`. `{goal}`, `{goal.ing}` and `{goal.past}` stand for a verb phrase
+that the caller gives.
 
 Split: a pattern, or a word of a long list, is held out from training by a hash of its text, so that the split needs no
 file, never changes between runs, and adding a line moves no other line.
@@ -25,12 +26,13 @@ _GOAL = re.compile(r"\{goal(?:\.(ing|past))?\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni|use|user|one|euro|usb|us\b)[aeiou])", re.IGNORECASE)
 
 _HELD_OUT_ONE_IN = 18
+_SPLIT_SALT = b"2"  # change it after looking at held-out errors: what was seen is no measure any more
 _MIN_WORDS_TO_SPLIT = 12
 
 
 def is_held_out(text: str) -> bool:
     """Whether the split keeps this pattern or word away from training."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=_SPLIT_SALT).digest()
     return int.from_bytes(digest, "big") % _HELD_OUT_ONE_IN == 0
 
 
@@ -59,7 +61,12 @@ class Corpus:
         text = pattern
         while True:
             chosen = _ALTERNATIVES.sub(lambda match: rng.choice(match.group(1).split("|")), text)
-            chosen = _SLOT.sub(lambda match: match.group(0) if match.group(1) == "goal" else rng.choice(self.words[split, match.group(1)]), chosen)
+            chosen = _SLOT.sub(
+                lambda match: (
+                    match.group(0) if match.group(1) == "goal" else rng.choice(self.words[split, match.group(1)])
+                ),
+                chosen,
+            )
             if chosen == text:
                 return _tidy(text)
             text = chosen

@@ -11,11 +11,20 @@ from tokenizers import Tokenizer
 from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.conversations import Conversation, ConversationSampler, Exchange
 from guardwire_server.demo.corpus import Corpus
-from guardwire_server.demo.labels import CATEGORY_NAMES, CONTROVERSIAL, GEN_CATEGORY_NAMES, RISK_NAMES, SAFE, SAFE_LABEL, UNSAFE, Label
+from guardwire_server.demo.labels import (
+    CATEGORY_NAMES,
+    CONTROVERSIAL,
+    GEN_CATEGORY_NAMES,
+    RISK_NAMES,
+    SAFE,
+    SAFE_LABEL,
+    UNSAFE,
+    Label,
+)
 from guardwire_server.demo.networks import StreamGuardNetwork, load_gen, load_stream
 from guardwire_server.demo.optimisation import pad
 from guardwire_server.demo.prompts import Prompt
-from guardwire_server.demo.training_data import GenRenderer, StreamRenderer
+from guardwire_server.demo.training_data import GenRenderer, StreamRenderer, control_id
 
 _BATCH = 64
 _MAX_NEW_TOKENS = 40
@@ -28,13 +37,14 @@ class Judged:
     conversation: Conversation
     stream_prompt: Label
     stream_answer: Label | None
-    gen: Label | None
+    gen_prompt: Label | None
+    gen_answer: Label | None
     gen_refused: bool | None
 
 
 def held_out_conversations(corpus: Corpus, count: int) -> list[Conversation]:
     """Conversations of sentences and words that no training conversation uses."""
-    return list(ConversationSampler(corpus, "held_out", seed=7).stream(count))
+    return list(ConversationSampler(corpus, "held_out", seed=7, rough=False).stream(count))
 
 
 def read_handwritten(path: Path) -> list[Conversation]:
@@ -79,7 +89,9 @@ def decide(risks: Sequence[int], categories: Sequence[int]) -> Label:
 
 
 @torch.inference_mode()
-def _judge_by_stream(network: StreamGuardNetwork, tokenizer: Tokenizer, conversations: list[Conversation]) -> list[tuple[Label, Label | None]]:
+def _judge_by_stream(
+    network: StreamGuardNetwork, tokenizer: Tokenizer, conversations: list[Conversation]
+) -> list[tuple[Label, Label | None]]:
     renderer = StreamRenderer(tokenizer)
     verdicts: list[tuple[Label, Label | None]] = []
     for start in range(0, len(conversations), _BATCH):
@@ -97,19 +109,21 @@ def _judge_by_stream(network: StreamGuardNetwork, tokenizer: Tokenizer, conversa
 
 
 @torch.inference_mode()
-def _judge_by_gen(directory: Path, tokenizer: Tokenizer, conversations: list[Conversation]) -> list[str]:
+def _answers_of_gen(directory: Path, tokenizer: Tokenizer, chats: list[list[dict[str, str]]]) -> list[str]:
     network = load_gen(directory)
     template = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
     renderer = GenRenderer(tokenizer, template)
-    prompts = [renderer.prompt_ids(conversation.messages) for conversation in conversations]
-    fill = tokenizer.token_to_id("<|endoftext|>")
+    prompts = [renderer.prompt_ids(messages) for messages in chats]
+    fill = control_id(tokenizer, "<|endoftext|>")
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
         width = max(len(prompts[index]) for index in chosen)
         ids = torch.tensor([[fill] * (width - len(prompts[index])) + prompts[index] for index in chosen])
-        output = network.generate(input_ids=ids, attention_mask=(ids != fill).long(), max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+        output = network.generate(  # type: ignore[misc]
+            input_ids=ids, attention_mask=ids.ne(fill).long(), max_new_tokens=_MAX_NEW_TOKENS, do_sample=False
+        )
         for row, index in enumerate(chosen):
             answers[index] = tokenizer.decode(output[row, width:].tolist(), skip_special_tokens=True)
     return answers
@@ -122,15 +136,24 @@ def parse_gen(answer: str) -> tuple[Label | None, bool | None]:
     if fields.get("Safety") not in RISK_NAMES:
         return None, refused
     category = fields.get("Categories", "None")
-    return Label(RISK_NAMES.index(fields["Safety"]), GEN_CATEGORY_NAMES.index(category) if category in GEN_CATEGORY_NAMES else None), refused
+    return Label(
+        RISK_NAMES.index(fields["Safety"]),
+        GEN_CATEGORY_NAMES.index(category) if category in GEN_CATEGORY_NAMES else None,
+    ), refused
 
 
 def judge(stream_directory: Path, gen_directory: Path, conversations: list[Conversation]) -> list[Judged]:
     """Runs both saved checkpoints over the conversations."""
     tokenizer = Tokenizer.from_file(str(stream_directory / "tokenizer.json"))
     by_stream = _judge_by_stream(load_stream(stream_directory), tokenizer, conversations)
-    by_gen = [parse_gen(answer) for answer in _judge_by_gen(gen_directory, tokenizer, conversations)]
-    return [
-        Judged(conversation, prompt, answer, label, refused)
-        for conversation, (prompt, answer), (label, refused) in zip(conversations, by_stream, by_gen, strict=True)
-    ]
+    chats = [conversation.messages for conversation in conversations]
+    asked = [chat[:-1] if chat[-1]["role"] == "assistant" else chat for chat in chats]
+    answers = [parse_gen(text) for text in _answers_of_gen(gen_directory, tokenizer, [*asked, *chats])]
+    by_gen = zip(answers[: len(chats)], answers[len(chats) :], strict=True)
+    judged: list[Judged] = []
+    for conversation, stream, ((gen_prompt, _), (gen_answer, refused)) in zip(
+        conversations, by_stream, by_gen, strict=True
+    ):
+        answered = conversation.exchanges[-1].answer is not None
+        judged.append(Judged(conversation, *stream, gen_prompt, gen_answer if answered else None, refused))
+    return judged

@@ -34,7 +34,6 @@ def backbone_config(vocab_size: int, max_position_embeddings: int) -> Qwen3Confi
         attention_dropout=0.0,
         initializer_range=0.02,
         use_cache=False,
-        attn_implementation="sdpa",
     )
 
 
@@ -75,7 +74,10 @@ def save_stream(network: StreamGuardNetwork, directory: Path) -> None:
     config = _config_fields(network.model.config)
     config.update(
         architectures=["Qwen3ForGuardModel"],
-        auto_map={"AutoConfig": "configuration_qwen3_guard.Qwen3GuardConfig", "AutoModel": "modeling_qwen3_guard.Qwen3ForGuardModel"},
+        auto_map={
+            "AutoConfig": "configuration_qwen3_guard.Qwen3GuardConfig",
+            "AutoModel": "modeling_qwen3_guard.Qwen3ForGuardModel",
+        },
         guard_inner_size=_GUARD_INNER_SIZE,
         response_risk_level_map=_label_map(RISK_NAMES),
         response_category_map=_label_map(CATEGORY_NAMES[:NUM_RESPONSE_CATEGORIES]),
@@ -97,21 +99,30 @@ def save_gen(network: Qwen3ForCausalLM, eos_token_ids: list[int], directory: Pat
 
 def load_stream(directory: Path) -> StreamGuardNetwork:
     """Reads the saved weights back, as float32, ready for evaluation."""
-    config = Qwen3Config(**_architecture(directory), attn_implementation="sdpa")
+    config = Qwen3Config.from_dict(_architecture(directory))
     network = StreamGuardNetwork(config)
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()})
+    network.load_state_dict(
+        {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
+    )
     return network.eval()
 
 
 def load_gen(directory: Path) -> Qwen3ForCausalLM:
     """Reads the saved weights back, as float32, ready for evaluation."""
-    network: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
-    return network.eval()
+    network: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    network.eval()  # type: ignore[no-untyped-call]
+    return network
 
 
 def _architecture(directory: Path) -> dict[str, object]:
     fields: dict[str, object] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in fields.items() if name not in {"architectures", "auto_map", "rope_theta", "torch_dtype", "dtype"}}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in {"architectures", "auto_map", "rope_theta", "torch_dtype", "dtype"}
+    }
 
 
 def _config_fields(config: Qwen3Config) -> dict[str, object]:

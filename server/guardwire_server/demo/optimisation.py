@@ -15,7 +15,9 @@ _DROPOUT = 0.1
 _WORD_DROPOUT = 0.04
 
 
-def length_batches(items: Sequence[Item], length: Callable[[Item], int], max_tokens: int, rng: random.Random) -> Iterator[list[Item]]:
+def length_batches(
+    items: Sequence[Item], length: Callable[[Item], int], max_tokens: int, rng: random.Random
+) -> Iterator[list[Item]]:
     """Yields all items in batches of similar length and at most `max_tokens` padded tokens, in random order."""
     # A little noise keeps neighbours in length from meeting again in every pass.
     ordered = sorted(items, key=lambda item: length(item) + rng.random() * 4)
@@ -72,7 +74,9 @@ def add_dropout(backbone: nn.Module) -> None:
 class AveragedOptimiser:
     """AdamW under a one-cycle schedule, with an exponential average of the weights, which is what gets saved."""
 
-    def __init__(self, network: nn.Module, *, learning_rate: float, num_steps: int, average_decay: float = 0.998) -> None:
+    def __init__(
+        self, network: nn.Module, *, learning_rate: float, num_steps: int, average_decay: float = 0.998
+    ) -> None:
         matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
         self._optimiser = torch.optim.AdamW(

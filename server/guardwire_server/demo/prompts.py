@@ -32,7 +32,10 @@ class PromptSampler:
         self._corpus = corpus
         self._split: Split = split
         self._rng = rng
-        self._everyday = sorted({stem for (_, stem, section) in corpus.patterns if section == "safe goals" or section == "safe sentences"} - set(CATEGORY_FILES))
+        self._everyday = sorted(
+            {stem for (_, stem, section) in corpus.patterns if section == "safe goals" or section == "safe sentences"}
+            - set(CATEGORY_FILES)
+        )
 
     def sample(self) -> Prompt:
         """Draws one prompt: about half Safe, a third Unsafe, the rest Controversial."""

@@ -1,9 +1,9 @@
 """The table of held-out accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from guardwire_server.demo.evaluate import Judged
-from guardwire_server.demo.labels import CATEGORY_NAMES, SAFE, Label
+from guardwire_server.demo.labels import CATEGORY_NAMES, Label
 
 Pair = tuple[Label, Label | None]
 
@@ -22,13 +22,15 @@ def stream_answer_pairs(judged: Sequence[Judged]) -> list[Pair]:
     return [(answer.label, verdict) for answer, verdict in answers if answer is not None]
 
 
-def gen_pairs(judged: Sequence[Judged]) -> list[Pair]:
-    """Truth and Gen's label: of the answer where there is one, else of the prompt."""
-    pairs: list[Pair] = []
-    for item in judged:
-        last = item.conversation.exchanges[-1]
-        pairs.append((last.prompt.label if last.answer is None else last.answer.label, item.gen))
-    return pairs
+def gen_prompt_pairs(judged: Sequence[Judged]) -> list[Pair]:
+    """Truth and Gen's label in prompt moderation."""
+    return [(item.conversation.exchanges[-1].prompt.label, item.gen_prompt) for item in judged]
+
+
+def gen_answer_pairs(judged: Sequence[Judged]) -> list[Pair]:
+    """Truth and Gen's label in response moderation."""
+    answers = [(item.conversation.exchanges[-1].answer, item.gen_answer) for item in judged]
+    return [(answer.label, verdict) for answer, verdict in answers if answer is not None]
 
 
 def risk_accuracy(pairs: Sequence[Pair]) -> float:
@@ -38,7 +40,9 @@ def risk_accuracy(pairs: Sequence[Pair]) -> float:
 
 def category_recall(pairs: Sequence[Pair], category: int) -> float | None:
     """Share of the items of a category that got it; None without items."""
-    hits = [verdict is not None and verdict.category == category for truth, verdict in pairs if truth.category == category]
+    hits = [
+        verdict is not None and verdict.category == category for truth, verdict in pairs if truth.category == category
+    ]
     return _share(hits) if hits else None
 
 
@@ -52,38 +56,37 @@ def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits) if hits else 0.0
 
 
+def _rows(judged: list[Judged]) -> list[tuple[str, float | None, float]]:
+    """Title, figure and bar of every row."""
+    stream_prompts, stream_answers = stream_prompt_pairs(judged), stream_answer_pairs(judged)
+    gen_prompts, gen_answers = gen_prompt_pairs(judged), gen_answer_pairs(judged)
+    gen = [*gen_prompts, *gen_answers]
+    rows: list[tuple[str, float | None, float]] = [
+        ("stream: risk of the prompt", risk_accuracy(stream_prompts), _RISK_BAR),
+        ("stream: decision on the answer", risk_accuracy(stream_answers), _RISK_BAR),
+        ("gen: risk, both modes", risk_accuracy(gen), _RISK_BAR),
+        ("gen: risk of the prompt", risk_accuracy(gen_prompts), _RISK_BAR),
+        ("gen: risk of the answer", risk_accuracy(gen_answers), _RISK_BAR),
+        ("gen: refusal", refusal_accuracy(judged), _RISK_BAR),
+    ]
+    for model, pairs in (("stream", [*stream_prompts, *stream_answers]), ("gen", gen)):
+        for index, name in enumerate(CATEGORY_NAMES):
+            rows.append((f"{model}: found {name}", category_recall(pairs, index), _CATEGORY_BAR))
+    return rows
+
+
 def format_table(sets: dict[str, list[Judged]]) -> str:
     """One column per evaluation set, one row per figure; figures below the bar carry an asterisk."""
-    rows: list[tuple[str, Callable[[list[Judged]], float | None], float]] = [
-        ("stream: risk of the prompt", lambda judged: risk_accuracy(stream_prompt_pairs(judged)), _RISK_BAR),
-        ("stream: decision on the answer", lambda judged: risk_accuracy(stream_answer_pairs(judged)), _RISK_BAR),
-        ("gen: risk, both modes", lambda judged: risk_accuracy(gen_pairs(judged)), _RISK_BAR),
-        ("gen: risk of the prompt", lambda judged: risk_accuracy(gen_pairs(_without_answer(judged))), _RISK_BAR),
-        ("gen: risk of the answer", lambda judged: risk_accuracy(gen_pairs(_with_answer(judged))), _RISK_BAR),
-        ("gen: refusal", refusal_accuracy, 0.0),
+    columns = [_rows(judged) for judged in sets.values()]
+    lines = [
+        f"{'':34}" + "".join(f"{name:>18}" for name in sets),
+        f"{'conversations':34}" + "".join(f"{len(judged):>17} " for judged in sets.values()),
     ]
-    for index, name in enumerate(CATEGORY_NAMES):
-        rows.append((f"stream: found {name}", lambda judged, i=index: category_recall([*stream_prompt_pairs(judged), *stream_answer_pairs(judged)], i), _CATEGORY_BAR))  # type: ignore[misc]
-    for index, name in enumerate(CATEGORY_NAMES):
-        rows.append((f"gen: found {name}", lambda judged, i=index: category_recall(gen_pairs(judged), i), _CATEGORY_BAR))  # type: ignore[misc]
-    lines = [f"{'':34}" + "".join(f"{name:>18}" for name in sets), f"{'conversations':34}" + "".join(f"{len(judged):>18}" for judged in sets.values())]
-    for title, figure, bar in rows:
-        lines.append(f"{title:34}" + "".join(_cell(figure(judged), bar) for judged in sets.values()))
+    lines.extend(
+        f"{row[0][0]:34}" + "".join(_cell(value, bar) for _, value, bar in row) for row in zip(*columns, strict=True)
+    )
     return "\n".join([*lines, f"* below the bar of {_RISK_BAR:.0%} (risk) or {_CATEGORY_BAR:.0%} (category)"])
 
 
 def _cell(value: float | None, bar: float) -> str:
     return f"{'-':>18}" if value is None else f"{value:>17.1%}{'*' if value < bar else ' '}"
-
-
-def _with_answer(judged: list[Judged]) -> list[Judged]:
-    return [item for item in judged if item.conversation.exchanges[-1].answer is not None]
-
-
-def _without_answer(judged: list[Judged]) -> list[Judged]:
-    return [item for item in judged if item.conversation.exchanges[-1].answer is None]
-
-
-def harmful(label: Label) -> bool:
-    """Whether a label is anything but Safe."""
-    return label.risk != SAFE

@@ -21,13 +21,13 @@ from guardwire_server.demo.networks import save_gen, save_stream
 from guardwire_server.demo.report import format_table
 from guardwire_server.demo.train_gen import train_gen
 from guardwire_server.demo.train_stream import train_stream
-from guardwire_server.demo.training_data import gen_answer, guard_chat_template
+from guardwire_server.demo.training_data import control_id, gen_answer, guard_chat_template
 from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 30_000
-_STREAM_STEPS = 4_000
-_GEN_STEPS = 2_500
-_HELD_OUT_CONVERSATIONS = 1_500
+_STREAM_STEPS = 4_600
+_GEN_STEPS = 2_000
+_HELD_OUT_CONVERSATIONS = 1_000
 
 
 class Progress:
@@ -49,7 +49,8 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_s
         left_s = elapsed_s / self._step * (self._num_steps - self._step)
         end = "\n" if self._step == self._num_steps else ""
-        print(f"\r{self._title}: step {self._step}/{self._num_steps}, loss {self._loss:.3f}, {elapsed_s:.0f} s, {left_s:.0f} s left ", end=end, file=sys.stderr, flush=True)
+        steps = f"{self._title}: step {self._step}/{self._num_steps}, loss {self._loss:.3f}"
+        print(f"\r{steps}, {elapsed_s:.0f} s, {left_s:.0f} s left ", end=end, file=sys.stderr, flush=True)
 
 
 def build_tokenizer(corpus: Corpus, seed: int) -> Tokenizer:
@@ -57,7 +58,10 @@ def build_tokenizer(corpus: Corpus, seed: int) -> Tokenizer:
     sampler = ConversationSampler(corpus, "train", seed)
     conversations = sampler.stream(_TOKENIZER_CONVERSATIONS)
     texts = (message["content"] for conversation in conversations for message in conversation.messages)
-    fixed = [guard_chat_template(), *(gen_answer(Label(UNSAFE, category), True) for category in range(len(CATEGORY_NAMES)))]
+    fixed = [
+        guard_chat_template(),
+        *(gen_answer(Label(UNSAFE, category), True) for category in range(len(CATEGORY_NAMES))),
+    ]
     return train_tokenizer(texts, fixed)
 
 
@@ -70,20 +74,34 @@ def train(out: Path, *, seed: int, scale: float) -> None:
     write_tokenizer(tokenizer, out / "gen", template)
     stream_steps, gen_steps = int(_STREAM_STEPS * scale), int(_GEN_STEPS * scale)
     progress = Progress("stream", stream_steps)
-    stream = train_stream(ConversationSampler(corpus, "train", seed + 1), tokenizer, num_steps=stream_steps, seed=seed, on_step=progress.advance)
+    stream = train_stream(
+        ConversationSampler(corpus, "train", seed + 1),
+        tokenizer,
+        num_steps=stream_steps,
+        seed=seed,
+        on_step=progress.advance,
+    )
     save_stream(stream, out / "stream")
     progress = Progress("gen", gen_steps)
     sampler = ConversationSampler(corpus, "train", seed + 2)
     gen = train_gen(sampler, tokenizer, template, stream, num_steps=gen_steps, seed=seed, on_step=progress.advance)
-    eos = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")]
+    eos = [control_id(tokenizer, "<|im_end|>"), control_id(tokenizer, "<|endoftext|>")]
     save_gen(gen, eos, out / "gen")
 
 
 def evaluate(out: Path, names: list[str]) -> str:
     """The table for the checkpoints under `out`."""
     sets = {"template": held_out_conversations(load_corpus(corpus_directory()), _HELD_OUT_CONVERSATIONS)}
-    sets.update({f"handwritten {name}": read_handwritten(handwritten_file(name)) for name in names if handwritten_file(name).exists()})
-    return format_table({name: judge(out / "stream", out / "gen", conversations) for name, conversations in sets.items()})
+    sets.update(
+        {
+            f"handwritten {name}": read_handwritten(handwritten_file(name))
+            for name in names
+            if handwritten_file(name).exists()
+        }
+    )
+    return format_table(
+        {name: judge(out / "stream", out / "gen", conversations) for name, conversations in sets.items()}
+    )
 
 
 def main() -> None:
@@ -93,8 +111,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of training steps")
     parser.add_argument("--threads", type=int, default=1, help="one thread gives the same result on any machine")
-    parser.add_argument("--sets", nargs="*", default=["dev", "test"], help="hand-written sets to measure on, besides the template set")
-    parser.add_argument("--evaluate-only", action="store_true", help="measure the checkpoints that are already in --out")
+    parser.add_argument(
+        "--sets", nargs="*", default=["dev", "test"], help="hand-written sets to measure on, besides the template set"
+    )
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="measure the checkpoints that are already in --out"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started_s = time.monotonic()

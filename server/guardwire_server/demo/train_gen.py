@@ -1,7 +1,7 @@
 """Trains the Gen checkpoint: starts from the stream's backbone and learns to write the answer.
 
-The policy text before the conversation is the same in every prompt of a mode. A step computes it once, with its gradient,
-and lets the whole batch attend to it; this is what keeps the training within minutes.
+The policy text before the conversation is the same in every prompt of a mode. A step computes it once, with its
+gradient, and lets the whole batch attend to it; this is what keeps the training within minutes.
 """
 
 import random
@@ -13,13 +13,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, Qwen3ForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from guardwire_server.demo.conversations import Conversation, ConversationSampler
 from guardwire_server.demo.networks import StreamGuardNetwork, backbone_config
 from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
 from guardwire_server.demo.training_data import IGNORED, GenRenderer
 
-_BATCH_TOKENS = 3_072
+_BATCH_TOKENS = 1_536
 _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 2e-3
 _LABEL_SMOOTHING = 0.002
@@ -73,7 +74,8 @@ def train_gen(
         optimiser.step(loss)
         on_step(loss.item())
     optimiser.load_averaged()
-    return network.eval()
+    network.eval()  # type: ignore[no-untyped-call]
+    return network
 
 
 def _batches(sampler: ConversationSampler, renderer: GenRenderer, rng: random.Random) -> Iterator[GenBatch]:
@@ -87,7 +89,10 @@ def _batches(sampler: ConversationSampler, renderer: GenRenderer, rng: random.Ra
             prefix = _shared_prefix([prompt for prompt, _ in pairs])
             sequences = [_sequence(prompt[len(prefix) :], answer, renderer.fixed_wording) for prompt, answer in pairs]
             short = [sequence for sequence in sequences if len(sequence.ids) <= _MAX_SUFFIX_TOKENS]
-            batches += [GenBatch(prefix, batch) for batch in length_batches(short, lambda sequence: len(sequence.ids), _BATCH_TOKENS, rng)]
+            batches += [
+                GenBatch(prefix, batch)
+                for batch in length_batches(short, lambda sequence: len(sequence.ids), _BATCH_TOKENS, rng)
+            ]
         rng.shuffle(batches)
         yield from batches
 
@@ -119,6 +124,9 @@ def _loss(network: Qwen3ForCausalLM, batch: GenBatch) -> Tensor:
     cache = DynamicCache()
     network.model(input_ids=torch.tensor([batch.prefix]), past_key_values=cache, use_cache=True)
     for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
         layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
         layer.values = layer.values.expand(len(ids), -1, -1, -1)
     hidden = network.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, :-1]

@@ -42,7 +42,9 @@ def train_stream(
     return network.eval()
 
 
-def _batches(sampler: ConversationSampler, renderer: StreamRenderer, rng: random.Random) -> Iterator[list[StreamSequence]]:
+def _batches(
+    sampler: ConversationSampler, renderer: StreamRenderer, rng: random.Random
+) -> Iterator[list[StreamSequence]]:
     while True:
         sequences = [renderer.render(conversation) for conversation in sampler.stream(_CONVERSATIONS_PER_ROUND)]
         short = [sequence for sequence in sequences if len(sequence.ids) <= _MAX_SEQUENCE_TOKENS]
@@ -71,11 +73,15 @@ def _loss(network: StreamGuardNetwork, batch: list[StreamSequence]) -> Tensor:
 
 def _category_loss(logits: Tensor, labels: Tensor) -> Tensor:
     present = (labels != IGNORED).any()
-    return cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=_LABEL_SMOOTHING) if present else logits.sum() * 0
+    return (
+        cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=_LABEL_SMOOTHING)
+        if present
+        else logits.sum() * 0
+    )
 
 
 def _language_model_loss(network: StreamGuardNetwork, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Next-token loss through the tied embedding on a random share of positions; the checkpoint keeps no trace of it."""
+    """Next-token loss through the tied embedding at a random share of positions; the checkpoint keeps no trace."""
     chosen = (torch.rand(ids[:, 1:].shape) < _LANGUAGE_MODEL_SHARE) & (ids[:, 1:] != 0)
     logits = hidden[:, :-1][chosen] @ network.model.embed_tokens.weight.T
     return cross_entropy(logits, ids[:, 1:][chosen])

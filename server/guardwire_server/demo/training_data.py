@@ -1,7 +1,7 @@
-"""Turns conversations into token ids with a label at every position that a head is trained on.
+r"""Turns conversations into token ids with a label at every position that a head is trained on.
 
-Rendering of the stream: Qwen3's ChatML. Each run between control tokens is tokenised as one text, so that "user\\n" and the
-content merge as they do in the real tokenizer, and control tokens written by a user stay plain text.
+Rendering of the stream: Qwen3's ChatML. Each run between control tokens is tokenised as one text, so that "user\n" and
+the content merge as they do in the real tokenizer, and control tokens written by a user stay plain text.
 """
 
 import json
@@ -96,12 +96,20 @@ class StreamRenderer:
             sequence.extend([self._control["</think>"], *self.encode("\n\n")])
             if answer.reasoning is None:
                 start = len(sequence.ids)
-        self._content(sequence, answer.text, answer.label, 0 if answer.reasoning_harmful else answer.harm_start, settled=answer.reasoning_harmful)
+        self._content(
+            sequence,
+            answer.text,
+            answer.label,
+            0 if answer.reasoning_harmful else answer.harm_start,
+            settled=answer.reasoning_harmful,
+        )
         if with_scaffold:
             sequence.final_answer = (start, len(sequence.ids))
         sequence.extend([self._control["<|im_end|>"], *self.encode("\n")])
 
-    def _content(self, sequence: StreamSequence, text: str, label: Label, harm_start: int | None, *, settled: bool = False) -> None:
+    def _content(
+        self, sequence: StreamSequence, text: str, label: Label, harm_start: int | None, *, settled: bool = False
+    ) -> None:
         encoding = self._plain.encode(text)
         num_harmful = 0
         for token_id, (_, end) in zip(encoding.ids[:MAX_ANSWER_TOKENS], encoding.offsets, strict=False):
@@ -127,13 +135,27 @@ def gen_answer(label: Label, refused: bool | None) -> str:
     return answer if refused is None else f"{answer}\nRefusal: {'Yes' if refused else 'No'}"
 
 
+def control_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a control token.
+
+    Raises:
+        KeyError: The vocabulary has no such token.
+    """
+    token_id: int | None = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise KeyError(token)
+    return token_id
+
+
 class GenRenderer:
     """Renders conversations as Gen's chat template does."""
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str) -> None:
         self._tokenizer = tokenizer
-        self._template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(chat_template)
-        self._end = tokenizer.token_to_id("<|im_end|>")
+        self._template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
+            chat_template
+        )
+        self._end = control_id(tokenizer, "<|im_end|>")
         self.fixed_wording = frozenset([*tokenizer.encode("Safety:\nCategories:\nRefusal:").ids, self._end])
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:

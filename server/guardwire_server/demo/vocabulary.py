@@ -12,15 +12,49 @@ SPLIT_PATTERN = (
 """Source: the `pre_tokenizer` of Qwen3's tokenizer.json."""
 
 CONTROL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-    "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
 """Source: the added tokens of Qwen3's tokenizer.json, in their order."""
 
 _VOCABULARY_SIZE = 4096
-_REQUIRED_WORDS = ("user", "assistant", "system", "\n\n", "\n", " Safe", " Unsafe", " Controversial", " None", " Yes", " No")
+_REQUIRED_WORDS = (
+    "user",
+    "assistant",
+    "system",
+    "\n\n",
+    "\n",
+    " Safe",
+    " Unsafe",
+    " Controversial",
+    " None",
+    " Yes",
+    " No",
+)
 _REQUIRED_REPEATS = 20_000
 _FIXED_TEXT_REPEATS = 2_000
 
@@ -30,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], fixed_texts: Iterable[str]) -> Tokeniz
 
     Args:
         texts: What people and assistants write.
-        fixed_texts: Wording that every request repeats (the policy); its words become single tokens, so that it is short.
+        fixed_texts: Wording that every request repeats (the policy); its words become single tokens to keep it short.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -48,7 +82,9 @@ def train_tokenizer(texts: Iterable[str], fixed_texts: Iterable[str]) -> Tokeniz
     )
     tokenizer.train_from_iterator(_with_required_words(texts, fixed_texts), trainer=trainer)
     # Qwen3 marks the bracketed tokens as special and leaves the tool and thinking tags as plain added tokens.
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=token.startswith("<|")) for token in CONTROL_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=token.startswith("<|")) for token in CONTROL_TOKENS]
+    )
     return tokenizer
 
 
@@ -80,7 +116,11 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, chat_template: str | 
             }
             for token in CONTROL_TOKENS
         },
-        "additional_special_tokens": [token for token in CONTROL_TOKENS[1:] if token.startswith("<|") and not token.startswith(("<|fim", "<|repo", "<|file"))],
+        "additional_special_tokens": [
+            token
+            for token in CONTROL_TOKENS[1:]
+            if token.startswith("<|") and not token.startswith(("<|fim", "<|repo", "<|file"))
+        ],
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
@@ -93,4 +133,6 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, chat_template: str | 
     }
     if chat_template is not None:
         config["chat_template"] = chat_template
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

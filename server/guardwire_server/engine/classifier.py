@@ -12,6 +12,7 @@ from typing import Protocol
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS, Answer, UnparsableAnswer, parse_answer
 from guardwire_server.core.errors import Draining, EngineUnavailable, OutOfRange, Overloaded, RequestError
 from guardwire_server.core.policy import Action, DecisionReason, Policy, describe
+from guardwire_server.core.ports import is_long
 from guardwire_server.core.verdict import Message, RiskProbabilities, Role
 from guardwire_server.engine.device_thread import DeviceThread
 from guardwire_server.engine.gen_engine import CallResult, CancelCall, GenEngine, GeneratedAnswer, StartCall
@@ -64,6 +65,7 @@ class Classifier:
         self._max_prompt_tokens = max_context_tokens - MAX_ANSWER_TOKENS
         self._clock = clock
         self._futures: dict[int, asyncio.Future[GeneratedAnswer]] = {}
+        self._num_rendering = 0
         self._call_ids = itertools.count()
         self._thread: DeviceThread
         self._engine: GenEngine
@@ -76,7 +78,7 @@ class Classifier:
     @property
     def num_calls(self) -> int:
         """Calls that wait or run."""
-        return len(self._futures)
+        return len(self._futures) + self._num_rendering
 
     async def classify(self, messages: Sequence[Message], policy: Policy, timeout_s: float | None) -> Classification:
         """Judges the last message of a conversation.
@@ -94,7 +96,7 @@ class Classifier:
         """
         started_s = self._clock()
         self._admit()
-        prompt_ids = self._renderer.conversation(messages)
+        prompt_ids = await self._render(messages)
         if len(prompt_ids) > self._max_prompt_tokens:
             raise OutOfRange(
                 "CONTEXT_OVERFLOW",
@@ -130,6 +132,11 @@ class Classifier:
             else:
                 future.set_result(outcome)
 
+    def cut(self) -> None:
+        """Ends every call that still waits: the server stops."""
+        error = Draining("DRAINING", "the server has stopped", retry_after_s=1.0)
+        self.take_results([(call_id, error) for call_id in self._futures])
+
     def _admit(self) -> None:
         if self.is_draining:
             raise Draining("DRAINING", "the server is stopping", retry_after_s=1.0)
@@ -137,6 +144,16 @@ class Classifier:
             raise Overloaded(
                 "TOO_MANY_CALLS", f"{self._max_calls} Classify calls wait already, the limit", retry_after_s=0.5
             )
+
+    async def _render(self, messages: Sequence[Message]) -> "array[int]":
+        """Templates a conversation; a long one beside the event loop, so that no other call waits."""
+        if not is_long(messages):
+            return self._renderer.conversation(messages)
+        self._num_rendering += 1
+        try:
+            return await asyncio.to_thread(self._renderer.conversation, messages)
+        finally:
+            self._num_rendering -= 1
 
     async def _generate(self, prompt_ids: "array[int]", deadline_s: float | None) -> GeneratedAnswer:
         call_id = next(self._call_ids)

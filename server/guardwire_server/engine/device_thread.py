@@ -14,13 +14,12 @@ import asyncio
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guardwire_server.core.errors import EngineError, EngineUnavailable
+from guardwire_server.core.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +172,3 @@ class DeviceThread:
                 self._loop.call_soon_threadsafe(engine.deliver, results)
             except RuntimeError:  # the loop is closed: nobody is left to be told
                 self._is_stopping = True
-
-
-def step_failed(num_sequences: int) -> EngineError:
-    """Logs the exception of a failed step; returns what to tell the callers of its sequences."""
-    request_id = uuid.uuid4().hex
-    logger.exception("step failed, request_id=%s num_sequences=%d", request_id, num_sequences)
-    return EngineError("STEP_FAILED", f"the step that was to judge this failed (request {request_id})", request_id)

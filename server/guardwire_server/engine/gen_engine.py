@@ -10,7 +10,8 @@ from guardwire_server.core.errors import DeadlinePassed, EngineUnavailable, Requ
 from guardwire_server.core.scheduler import Read, Scheduler, StepPlan
 from guardwire_server.core.verdict import RiskProbabilities
 from guardwire_server.engine.backend import GenBackend, GenReadings
-from guardwire_server.engine.device_thread import EngineLoad, step_failed
+from guardwire_server.engine.device_thread import EngineLoad
+from guardwire_server.engine.faults import step_failed
 
 
 @dataclass(frozen=True, slots=True)

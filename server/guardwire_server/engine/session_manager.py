@@ -14,24 +14,27 @@ import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from guardwire_server.core.errors import Draining, EngineUnavailable, Overloaded
 from guardwire_server.core.events import (
     DrainAnnounced,
+    EngineEvent,
     Event,
     ExtendSequence,
+    OpenRequested,
     SequenceFailed,
     StreamEnded,
     TimePassed,
     TruncateSequence,
     Update,
 )
-from guardwire_server.core.ports import TurnRenderer
+from guardwire_server.core.ports import SessionLimits, TurnRenderer, is_long
 from guardwire_server.core.scheduler import Read
-from guardwire_server.core.session import Session, SessionLimits
+from guardwire_server.core.session import Session
 from guardwire_server.engine.device_thread import DeviceThread
+from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
@@ -91,6 +94,23 @@ class StreamSession:
         self._changed.set()
         self._update_flow()
 
+    def handle_result(self, event: EngineEvent) -> None:
+        """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
+        try:
+            self.handle(event)
+        except Exception:
+            self._updates.clear()
+            self._end = StreamEnded(internal_error("a result could not be handled"))
+            self._changed.set()
+            self._update_flow()
+
+    async def handle_open(self, event: OpenRequested) -> None:
+        """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""
+        if isinstance(event.prompt, tuple) and is_long(event.prompt):
+            rendered = await asyncio.to_thread(self._manager.renderer.prompt, event.prompt, event.thinking)
+            event = replace(event, prompt=rendered)
+        self.handle(event)
+
     async def ready_for_input(self) -> None:
         """Waits until the caller's next message should be taken."""
         await self._may_send.wait()
@@ -135,7 +155,7 @@ class SessionManager:
     ) -> None:
         self.limits = limits
         self.now_s = clock
-        self._renderer = renderer
+        self.renderer = renderer
         self._session_limits = session_limits
         self._sessions: dict[int, StreamSession] = {}
         self._probes: dict[int, asyncio.Future[None]] = {}
@@ -168,7 +188,7 @@ class SessionManager:
                 "TOO_MANY_SESSIONS", f"{self.limits.max_sessions} streams are open, the limit", retry_after_s=1.0
             )
         seq_id = next(self._seq_ids)
-        session = Session(self._session_limits, self._renderer, self.now_s())
+        session = Session(self._session_limits, self.renderer, self.now_s())
         self._thread.submit(self._engine, SequenceMessage(seq_id, OpenSequence()))
         stream = self._sessions[seq_id] = StreamSession(self, session, seq_id)
         return stream
@@ -188,7 +208,7 @@ class SessionManager:
         for seq_id, event in events:
             stream = self._sessions.get(seq_id)
             if stream is not None:
-                stream.handle(event)
+                stream.handle_result(event)
             elif (probe := self._probes.get(seq_id)) and not probe.done():
                 if isinstance(event, SequenceFailed):
                     probe.set_exception(event.error)
@@ -217,6 +237,12 @@ class SessionManager:
         self._is_draining = True
         for stream in tuple(self._sessions.values()):
             stream.handle(DrainAnnounced(timeout_s))
+
+    def cut(self) -> None:
+        """Ends every stream that is still open: its time after `drain` is over."""
+        error = Draining("DRAINING", "the server has stopped", retry_after_s=1.0)
+        for stream in tuple(self._sessions.values()):
+            stream.handle(SequenceFailed(error))
 
     async def tick(self) -> None:
         """Lets the sessions look at their deadlines, until cancelled."""

@@ -14,7 +14,8 @@ from guardwire_server.core.events import (
 )
 from guardwire_server.core.scheduler import Chunk, Read, Scheduler, StepPlan
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
-from guardwire_server.engine.device_thread import EngineLoad, step_failed
+from guardwire_server.engine.device_thread import EngineLoad
+from guardwire_server.engine.faults import step_failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """How much memory a model's arena may take."""
 
 import os
+from pathlib import Path
 
 import torch
 from transformers import Qwen3Config
@@ -47,8 +48,35 @@ def choose_arena(
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory of a device that nobody uses now."""
+    """Memory of a device that can be taken now without pushing anybody out."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available_host_bytes()
+
+
+def available_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the host has, or less where a container may take less.
+
+    What files occupy counts as free: the kernel gives it back, and after a checkpoint was read it is most of the
+    memory. So `MemAvailable` and not `MemFree`, and what the container uses without its inactive file pages (as
+    Kubernetes counts it) against its limit.
+    """
+    try:
+        available_kib = _read_counters(meminfo)["MemAvailable"]
+    except (OSError, KeyError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = available_kib * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        reclaimable = _read_counters(cgroup / "memory.stat")["inactive_file"]
+    except (OSError, ValueError, KeyError):  # no second version of cgroups here, or the limit is `max`
+        return available
+    return max(0, min(available, limit - used + reclaimable))
+
+
+def _read_counters(file: Path) -> dict[str, int]:
+    """Lines of a name and a number, with or without a colon and a unit."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {fields[0].removesuffix(":"): int(fields[1]) for fields in lines if len(fields) > 1}

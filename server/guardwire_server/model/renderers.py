@@ -3,8 +3,8 @@
 from array import array
 from collections.abc import Sequence
 
-from guardwire_server.core.events import Thinking
-from guardwire_server.core.ports import RenderedTurn, TextStream
+from guardwire_server.core.events import RenderedTurn, Thinking
+from guardwire_server.core.ports import TextStream
 from guardwire_server.core.scaffold import Scaffold
 from guardwire_server.core.verdict import Message
 from guardwire_server.model.checkpoint_template import ChatTemplate

@@ -7,10 +7,11 @@ the device and back. A stall therefore shows within the stall timeout and an int
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as grpc_health_aio
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guardwire_server.core.errors import RequestError
 from guardwire_server.engine.device_thread import DeviceThread
@@ -22,6 +23,61 @@ PROBE_INTERVAL_S = 5.0
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
+    """Answers Check and Watch, with one status for all services. Owner: the monitor. Thread: the event loop.
+
+    grpcio-health-checking has a servicer of its own, in which a Watch that ends leaves the other ones of its service
+    without news, and in which none ends when the server stops, which then waits for them all its grace period.
+    """
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._services = frozenset(services)
+        self._status = NOT_SERVING
+        self._is_ended = False
+        self._changed = asyncio.Event()  # a new one after every change
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Tells the status."""
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there are {', '.join(sorted(self._services - {''}))}")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Tells the status, and again whenever it changes."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status if request.service in self._services else SERVICE_UNKNOWN
+            if status != told:
+                told = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if self._is_ended:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            await changed.wait()
+
+    def set(self, status: int) -> None:
+        """Sets the status of all services."""
+        self._status = status
+        self._notify()
+
+    def end_watches(self) -> None:
+        """Ends every Watch, now and from now on, once it has told the status."""
+        self._is_ended = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class HealthMonitor:
@@ -45,13 +101,13 @@ class HealthMonitor:
             stall_timeout_s: A step or probe that takes longer means NOT_SERVING, until it ends after all.
             interval_s: How often to look.
         """
-        self.servicer = grpc_health_aio.HealthServicer()
-        self._services = ("", *services)
+        self.servicer = HealthServicer(("", *services))
         self._thread = thread
         self._probe = probe
         self._stall_timeout_s = stall_timeout_s
         self._interval_s = interval_s
         self._is_serving: bool | None = None
+        self._is_shut_down = False
         self._probed_s = -PROBE_INTERVAL_S
 
     async def run(self) -> None:
@@ -67,12 +123,13 @@ class HealthMonitor:
         if is_serving != self._is_serving:
             self._is_serving = is_serving
             logger.log(logging.INFO if is_serving else logging.ERROR, "health: %s", reason or "serving")
-            for service in self._services:
-                await self.servicer.set(service, SERVING if is_serving else NOT_SERVING)
+            if not self._is_shut_down:
+                self.servicer.set(SERVING if is_serving else NOT_SERVING)
 
-    async def shut_down(self) -> None:
+    def shut_down(self) -> None:
         """Says NOT_SERVING from now on: the server is stopping."""
-        await self.servicer.enter_graceful_shutdown()
+        self._is_shut_down = True
+        self.servicer.set(NOT_SERVING)
 
     async def _fault(self) -> str | None:
         """What is wrong with the device, or None."""

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,17 +11,16 @@ from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.core.errors import CallerError, EngineError, InvalidField, NotServed, RequestError, StreamTimeout
-from guardwire_server.core.events import InputEnded, InputRefused, SequenceFailed
+from guardwire_server.core.errors import CallerError, InvalidField, NotServed, RequestError, StreamTimeout
+from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, SequenceFailed
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import EngineLoad
+from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.session_manager import SessionManager, StreamSession
 from guardwire_server.rpc.catalogue import Catalogue
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, classify_response, server_info
 from guardwire_server.rpc.status import to_status
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_CHUNK_BYTES = 65536
 """The size of GetTokenizer's messages: far below gRPC's default limit, large against the cost of a message."""
@@ -123,13 +120,19 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
                 except CallerError as error:
                     stream.handle(InputRefused(error))
                 else:
-                    stream.handle(event)
+                    await self._take(event, stream)
                 await stream.ready_for_input()
             stream.handle(InputEnded())
         except DecodeError:
             stream.handle(InputRefused(InvalidField("MALFORMED_REQUEST", "", "not a ModerateStreamRequest")))
         except Exception:
-            stream.handle(SequenceFailed(_internal_error()))
+            stream.handle(SequenceFailed(internal_error("call failed")))
+
+    async def _take(self, event: CallerEvent, stream: StreamSession) -> None:
+        if isinstance(event, OpenRequested):
+            await stream.handle_open(event)
+        else:
+            stream.handle(event)
 
     async def _write(self, stream: StreamSession, writer: StreamWriter, context: Context) -> None:
         timeout_s = self._catalogue.limits.write_timeout_s
@@ -154,20 +157,13 @@ async def _errors_as_status(context: Context) -> AsyncIterator[None]:
     except asyncio.InvalidStateError:
         return  # a write on a call that is over already
     except Exception:
-        await _abort(context, _internal_error())
+        await _abort(context, internal_error("call failed"))
 
 
 async def _abort(context: Context, error: RequestError) -> None:
     with contextlib.suppress(asyncio.InvalidStateError, TimeoutError):
         async with asyncio.timeout(ABORT_TIMEOUT_S):
             await context.abort_with_status(rpc_status.to_status(to_status(error)))
-
-
-def _internal_error() -> EngineError:
-    """Logs the exception being handled; tells the caller no more than where to find it."""
-    request_id = uuid.uuid4().hex
-    logger.exception("call failed, request_id=%s", request_id)
-    return EngineError("INTERNAL", f"the server failed (request {request_id})", request_id)
 
 
 def _remaining_s(context: Context) -> float | None:

@@ -1,0 +1,68 @@
+"""The real server in a process of its own, as an operator runs it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(sys.executable).with_name("guardwire-server")
+WAIT_S = 60.0
+"""How long a process may take to start or to end: importing torch alone takes seconds on a busy machine."""
+
+_POLL_S = 0.02
+
+
+class ServerProcess:
+    """Owner of one process; `close` kills it if it still runs."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """Starts `guardwire-server serve` with settings as flags.
+
+        Args:
+            directory: Where its output and its ready file go.
+            settings: Flags by the names of their keys.
+            environment: Variables beside those of this process.
+        """
+        directory.mkdir(exist_ok=True)
+        self.ready_file = directory / "ready"
+        self._errors = directory / "stderr"
+        flags = {"ready_file": self.ready_file, **settings}
+        command = [str(PROGRAM), "serve"]
+        for key, value in flags.items():
+            command += [f"--{key.replace('_', '-')}", str(value)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GUARDWIRE_")}
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stderr=errors, env=inherited | environment, cwd=directory
+            )
+
+    @property
+    def errors(self) -> str:
+        """What it has written to its standard error."""
+        return self._errors.read_text()
+
+    async def ready(self) -> str:
+        """Waits until it serves; returns its address."""
+        async with asyncio.timeout(WAIT_S):
+            while not self.ready_file.exists():
+                assert self._process.poll() is None, self.errors
+                await asyncio.sleep(_POLL_S)
+        return self.ready_file.read_text().removesuffix("\n")
+
+    async def ended(self) -> int:
+        """Waits until it has ended; returns its exit status."""
+        async with asyncio.timeout(WAIT_S):
+            while (status := self._process.poll()) is None:
+                await asyncio.sleep(_POLL_S)
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
