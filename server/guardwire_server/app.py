@@ -6,7 +6,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,8 +13,8 @@ from guardwire_server import __version__, demo
 from guardwire_server.config import ServerConfig
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.policy import BUILT_IN_POLICIES
-from guardwire_server.core.scheduler import SchedulerLimits
 from guardwire_server.core.ports import SessionLimits
+from guardwire_server.core.scheduler import SchedulerLimits
 from guardwire_server.core.verdict import Category
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import DeviceThread, EngineLoad, StepEngine
@@ -34,6 +33,7 @@ from guardwire_server.model.loading import (
     load_stream_model,
     open_as,
 )
+from guardwire_server.ready_file import claim_ready_file
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.health import HealthMonitor
 from guardwire_server.rpc.server import SERVICES, RpcServer
@@ -51,7 +51,7 @@ server within seconds, but not one that is only slow."""
 
 
 CUT_S = 1.0
-"""How long the calls that outlast the grace period have to be told so, before their connections are closed."""
+"""How long the last calls have to be told how they ended, before their connections are closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +162,35 @@ class Server:
         """Drains: NOT_SERVING, a delay for load balancers, word to every stream, the grace period, the end."""
         self._health.shut_down()
         await asyncio.sleep(self._config.drain_delay_s)
-        self._health.servicer.end_watches()
         if self._classifier:
             self._classifier.is_draining = True
         if self._manager:
             self._manager.drain(self._config.grace_s)
-        stopping = asyncio.create_task(self._rpc.stop(self._config.grace_s + CUT_S))
-        await asyncio.wait([stopping], timeout=self._config.grace_s)
+        await self._wait_for_callers()
         if self._manager:
             self._manager.cut()
         if self._classifier:
             self._classifier.cut()
-        await stopping
+        self._health.servicer.end_watches()
+        await self._rpc.stop(CUT_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if not await self._thread.stop(timeout_s=MIN_STALL_TIMEOUT_S):
             logger.error("the device thread did not end")
+
+    async def _wait_for_callers(self) -> None:
+        """Waits until nothing is open, but not beyond the grace period.
+
+        Until then new calls are still taken, to be refused with UNAVAILABLE and when to try again: gRPC's own refusal
+        in this state can be CANCELLED, which no caller retries.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.grace_s):
+                if self._manager:
+                    await self._manager.emptied()
+                if self._classifier:
+                    await self._classifier.emptied()
 
     def _health_monitor(self, models: Models) -> HealthMonitor:
         steps_s = [model.longest_step_s for model in (models.stream, models.gen) if model]
@@ -209,7 +221,7 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     Raises:
         StartupError: If it cannot start.
     """
-    with _ready_file(config.ready_file) as write_ready_file:
+    with claim_ready_file(config.ready_file) as write_ready_file:
         server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -222,35 +234,6 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
         logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
     await server.stop()
     logger.info("stopped")
-
-
-@contextlib.contextmanager
-def _ready_file(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Gives what writes the ready file; before that and after the block there is none, not even an older one.
-
-    Raises:
-        StartupError: If there can be no such file.
-    """
-    if path is None:
-        yield lambda _: None
-        return
-
-    draft = path.with_name(f"{path.name}.draft") if path.name else path
-
-    def write(address: str) -> None:
-        draft.write_text(address + "\n")
-        draft.replace(path)  # whoever sees the file sees all of it
-
-    try:
-        path.unlink(missing_ok=True)
-        draft.touch()  # finds out now, not when the models are loaded
-    except OSError as error:
-        raise StartupError(f"ready_file: {path} cannot be written: {error.strerror}") from None
-    try:
-        yield write
-    finally:
-        for file in (path, draft):
-            file.unlink(missing_ok=True)
 
 
 def _session_manager(config: ServerConfig, model: StreamModel) -> SessionManager:

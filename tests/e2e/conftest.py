@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+
 from tests.e2e.server_process import ServerProcess
 from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 

@@ -37,7 +37,7 @@ class ServerProcess:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GUARDWIRE_")}
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=errors, env=inherited | environment, cwd=directory
+                command, stdin=subprocess.DEVNULL, stderr=errors, env={**inherited, **environment}, cwd=directory
             )
 
     @property
@@ -53,12 +53,13 @@ class ServerProcess:
                 await asyncio.sleep(_POLL_S)
         return self.ready_file.read_text().removesuffix("\n")
 
-    async def ended(self) -> int:
+    def wait(self) -> int:
         """Waits until it has ended; returns its exit status."""
-        async with asyncio.timeout(WAIT_S):
-            while (status := self._process.poll()) is None:
-                await asyncio.sleep(_POLL_S)
-        return status
+        return self._process.wait(WAIT_S)
+
+    async def ended(self) -> int:
+        """As `wait`, beside the event loop."""
+        return await asyncio.to_thread(self.wait)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

@@ -9,14 +9,28 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
 from tests.parity.schedules import Progress, SessionPlan
 
+TIMEOUT_S = 60.0
+"""A session takes a fraction of a second."""
+
 
 async def play_schedule(
     stub: "moderation_pb2_grpc.ModerationServiceAsyncStub", plans: list[SessionPlan]
 ) -> list[list[pb.ModerateStreamResponse]]:
     """Each session's responses, in their order."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_play_session(stub, plan)) for plan in plans]
+        tasks = [group.create_task(_play_in_time(stub, plan)) for plan in plans]
     return [task.result() for task in tasks]
+
+
+async def _play_in_time(
+    stub: "moderation_pb2_grpc.ModerationServiceAsyncStub", plan: SessionPlan
+) -> list[pb.ModerateStreamResponse]:
+    """A stream that hangs is named, not only noticed."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await _play_session(stub, plan)
+    except TimeoutError:
+        raise AssertionError(f"{plan.name}: not over after {TIMEOUT_S:g} s") from None
 
 
 @dataclass

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NUM_SCHEDULES = 200
 SCHEDULES_PER_TEST = 10
-NUM_CROWDED_SCHEDULES = 20
+NUM_CROWDED_SCHEDULES = 10
 
 MIN_SHARE = 0.005
 """Each risk level and category is at least this frequent; else the weights would not tell right from wrong."""

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server.app import load_models
 from guardwire_server.core.events import CallerEvent
 from guardwire_server.rpc import health
 from guardwire_server.rpc.requests import RequestReader
 from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 from tests.rpc.bystander import Bystander
-from tests.rpc.running_server import RunningServer, StartServer, make_config
+from tests.rpc.running_server import LoadedModels, RunningServer, StartServer, make_config
 
 torch.set_num_threads(1)
 
@@ -27,8 +26,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_stream_checkpoint(directory / "tiny-stream"), write_gen_checkpoint(directory / "tiny-gen")
 
 
+@pytest.fixture(scope="session")
+def loaded_models() -> LoadedModels:
+    """Models for servers, one after another."""
+    return LoadedModels()
+
+
 @pytest.fixture
-async def start_server(checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartServer]:
+async def start_server(
+    checkpoints: tuple[Path, Path], loaded_models: LoadedModels, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartServer]:
     """Starts servers; the health probe's own steps are out of the way, since tests count steps."""
     monkeypatch.setattr(health, "PROBE_INTERVAL_S", 3600.0)
     started: list[RunningServer] = []
@@ -43,8 +50,10 @@ async def start_server(checkpoints: tuple[Path, Path], monkeypatch: pytest.Monke
 
         async def start(**settings: Any) -> RunningServer:  # noqa: ANN401 settings of all types
             config = make_config(checkpoints, **settings)
-            started.append(await servers.enter_async_context(RunningServer(config, load_models(config))))
-            return started[-1]
+            running = await servers.enter_async_context(RunningServer(config, loaded_models.take(config)))
+            servers.callback(loaded_models.give_back, running)
+            started.append(running)
+            return running
 
         yield start
 

@@ -13,7 +13,7 @@ import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.app import Models, Server
+from guardwire_server.app import Models, Server, load_models
 from guardwire_server.config import ServerConfig
 from guardwire_server.core.scheduler import StepPlan
 from tests.rpc.stream_call import WAIT_S, Failure, StreamCall
@@ -159,6 +159,35 @@ class RunningServer:
         async with asyncio.timeout(WAIT_S):
             while self.num_sequences != num_sessions:
                 await self.info()
+
+
+class LoadedModels:
+    """Lends models to one server after another, which saves loading them; those that a test has spoilt it drops."""
+
+    def __init__(self) -> None:
+        self._models: dict[ServerConfig, Models] = {}
+
+    def take(self, config: ServerConfig) -> Models:
+        return self._models.pop(_loading_settings(config), None) or load_models(config)
+
+    def give_back(self, server: RunningServer) -> None:
+        """Takes the models of a server that has stopped."""
+        models = [model for model in (server.models.stream, server.models.gen) if model]
+        if all(model.scheduler.num_sequences == model.scheduler.arena_used == 0 for model in models):
+            self._models[_loading_settings(server.config)] = server.models
+
+
+def _loading_settings(config: ServerConfig) -> ServerConfig:
+    """The settings that models are loaded by, all others as they are by default."""
+    names = (
+        "stream_model",
+        "gen_model",
+        "max_sessions",
+        "max_classify_calls",
+        "max_num_batched_tokens",
+        "max_context_tokens",
+    )
+    return ServerConfig(**{name: getattr(config, name) for name in names})
 
 
 class StartServer(Protocol):

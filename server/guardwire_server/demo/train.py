@@ -17,7 +17,7 @@ from guardwire_server.demo.conversations import ConversationSampler
 from guardwire_server.demo.corpus import Corpus, load_corpus
 from guardwire_server.demo.evaluate import held_out_conversations, judge, read_handwritten
 from guardwire_server.demo.labels import CATEGORY_NAMES, UNSAFE, Label
-from guardwire_server.demo.networks import save_gen, save_stream
+from guardwire_server.demo.networks import load_stream, save_gen, save_stream
 from guardwire_server.demo.report import format_table
 from guardwire_server.demo.train_gen import train_gen
 from guardwire_server.demo.train_stream import train_stream
@@ -26,8 +26,8 @@ from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 30_000
 _STREAM_STEPS = 4_600
-_GEN_STEPS = 2_000
-_HELD_OUT_CONVERSATIONS = 1_000
+_GEN_STEPS = 1_250
+_HELD_OUT_CONVERSATIONS = 600
 
 
 class Progress:
@@ -82,9 +82,11 @@ def train(out: Path, *, seed: int, scale: float) -> None:
         on_step=progress.advance,
     )
     save_stream(stream, out / "stream")
+    # From the saved, rounded weights: so Gen can be trained again from the files alone.
+    start = load_stream(out / "stream")
     progress = Progress("gen", gen_steps)
     sampler = ConversationSampler(corpus, "train", seed + 2)
-    gen = train_gen(sampler, tokenizer, template, stream, num_steps=gen_steps, seed=seed, on_step=progress.advance)
+    gen = train_gen(sampler, tokenizer, template, start, num_steps=gen_steps, seed=seed, on_step=progress.advance)
     eos = [control_id(tokenizer, "<|im_end|>"), control_id(tokenizer, "<|endoftext|>")]
     save_gen(gen, eos, out / "gen")
 

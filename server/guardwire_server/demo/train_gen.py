@@ -20,7 +20,7 @@ from guardwire_server.demo.networks import StreamGuardNetwork, backbone_config
 from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
 from guardwire_server.demo.training_data import IGNORED, GenRenderer
 
-_BATCH_TOKENS = 1_536
+_BATCH_TOKENS = 1_024
 _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 2e-3
 _LABEL_SMOOTHING = 0.002

@@ -70,6 +70,7 @@ class Classifier:
         self._thread: DeviceThread
         self._engine: GenEngine
         self.is_draining = False
+        self._ended = asyncio.Event()  # set whenever a call has
 
     def connect(self, thread: DeviceThread, engine: GenEngine) -> None:
         """Says where calls go; once, before the first call."""
@@ -132,10 +133,18 @@ class Classifier:
             else:
                 future.set_result(outcome)
 
+    async def emptied(self) -> None:
+        """Waits until no call waits or runs; once `is_draining` is set that is for good."""
+        while self.num_calls:
+            self._ended.clear()
+            await self._ended.wait()
+
     def cut(self) -> None:
         """Ends every call that still waits: the server stops."""
         error = Draining("DRAINING", "the server has stopped", retry_after_s=1.0)
         self.take_results([(call_id, error) for call_id in self._futures])
+        for call_id in self._futures:
+            self._cancel(call_id)
 
     def _admit(self) -> None:
         if self.is_draining:
@@ -154,6 +163,7 @@ class Classifier:
             return await asyncio.to_thread(self._renderer.conversation, messages)
         finally:
             self._num_rendering -= 1
+            self._ended.set()
 
     async def _generate(self, prompt_ids: "array[int]", deadline_s: float | None) -> GeneratedAnswer:
         call_id = next(self._call_ids)
@@ -167,6 +177,7 @@ class Classifier:
             raise
         finally:
             del self._futures[call_id]
+            self._ended.set()
 
     def _cancel(self, call_id: int) -> None:
         with contextlib.suppress(EngineUnavailable):  # a lost device has dropped the call already

@@ -163,6 +163,7 @@ class SessionManager:
         self._thread: DeviceThread
         self._engine: StreamEngine
         self._is_draining = False
+        self._closed = asyncio.Event()  # set whenever a stream is
 
     def connect(self, thread: DeviceThread, engine: StreamEngine) -> None:
         """Says where tokens go; once, before the first stream."""
@@ -197,6 +198,7 @@ class SessionManager:
         """Forgets a stream and all that is pending of it."""
         if self._sessions.pop(seq_id, None) is not None:
             self.send(seq_id, CloseSequence())
+            self._closed.set()
 
     def send(self, seq_id: int, command: ExtendSequence | TruncateSequence | CloseSequence) -> None:
         """Hands a command to the engine; a lost device tells every stream by itself."""
@@ -237,6 +239,12 @@ class SessionManager:
         self._is_draining = True
         for stream in tuple(self._sessions.values()):
             stream.handle(DrainAnnounced(timeout_s))
+
+    async def emptied(self) -> None:
+        """Waits until no stream is open; after `drain` that is for good."""
+        while self._sessions:
+            self._closed.clear()
+            await self._closed.wait()
 
     def cut(self) -> None:
         """Ends every stream that is still open: its time after `drain` is over."""

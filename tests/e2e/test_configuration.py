@@ -1,0 +1,194 @@
+"""Settings: where they come from, which source wins, and how a wrong one is refused: by name and source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardwire_server.cli import main
+from guardwire_server.config import ServerConfig, load_config
+from guardwire_server.core.errors import StartupError
+from tests.e2e.conftest import StartProcess
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without settings of this machine; and what the command sets for its libraries is taken back."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    for key in (*ServerConfig.model_fields, "config"):
+        monkeypatch.delenv(f"GUARDWIRE_{key.upper()}", raising=False)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    return tmp_path / "guardwire.yaml"
+
+
+def refusal(flags: dict[str, Any], environment: dict[str, str]) -> str:
+    with pytest.raises(StartupError) as raised:
+        load_config(flags, environment)
+    return raised.value.message
+
+
+def test_file_then_environment_then_flag(config_file: Path) -> None:
+    config_file.write_text("max_sessions: 10\nmax_messages: 11\nmax_num_seqs: 12\nreflection: false\n")
+    environment = {"GUARDWIRE_MAX_MESSAGES": "21", "GUARDWIRE_MAX_NUM_SEQS": "22", "HOME": "/"}
+    config = load_config({"config": config_file, "max_num_seqs": "32", "max_sessions": None}, environment)
+    assert (config.max_sessions, config.max_messages, config.max_num_seqs) == (10, 21, 32)
+    assert config.reflection is False
+    assert config.max_classify_calls == ServerConfig().max_classify_calls
+
+
+def test_file_named_by_the_environment(config_file: Path, tmp_path: Path) -> None:
+    config_file.write_text("max_sessions: 10\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("max_sessions: 20\n")
+    environment = {"GUARDWIRE_CONFIG": str(config_file)}
+    assert load_config({}, environment).max_sessions == 10
+    assert load_config({"config": other}, environment).max_sessions == 20
+
+
+def test_empty_file_and_the_clients_variable_change_nothing(config_file: Path) -> None:
+    config_file.write_text("# nothing yet\n")
+    assert load_config({"config": config_file}, {"GUARDWIRE_TARGET": "somewhere:1"}) == ServerConfig()
+
+
+def test_unknown_key(config_file: Path) -> None:
+    config_file.write_text("max_session: 10\n")
+    message = refusal({"config": config_file}, {})
+    assert message == f"max_session (from {config_file}): there is no such setting"
+    assert (
+        refusal({}, {"GUARDWIRE_MAX_SESSION": "10"}) == "max_session (from the environment): there is no such setting"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "mention"),
+    [
+        ("max_sessions", "many", "valid integer"),
+        ("max_sessions", "0", "greater than or equal to 1"),
+        ("max_sessions", "2147483648", "less than or equal to 2147483647"),
+        ("idle_timeout_s", "0", "greater than 0"),
+        ("idle_timeout_s", "inf", "finite"),
+        ("write_timeout_s", "nan", "finite"),
+        ("max_lifetime_s", "1e12", "less than or equal"),
+        ("grace_s", "-1", "greater than or equal to 0"),
+        ("kv_memory_gib", "inf", "finite"),
+        ("listen", "localhost", "must be HOST:PORT"),
+        ("listen", "localhost:99999", "must be HOST:PORT"),
+        ("listen", ":50051", "must be HOST:PORT"),
+        ("reflection", "perhaps", "valid boolean"),
+    ],
+)
+def test_bad_value(config_file: Path, key: str, value: str, mention: str) -> None:
+    config_file.write_text(f"{key}: '{value}'\n")
+    for flags, environment, source in (
+        ({"config": config_file}, {}, str(config_file)),
+        ({}, {f"GUARDWIRE_{key.upper()}": value}, "the environment"),
+        ({key: value}, {}, "the command line"),
+    ):
+        message = refusal(flags, environment)
+        assert message.startswith(f"{key} (from {source}): ")
+        assert mention in message
+
+
+def test_every_fault_is_named_at_once(config_file: Path) -> None:
+    config_file.write_text("colour: red\nmax_messages: 0\n")
+    message = refusal({"config": config_file, "listen": "here"}, {"GUARDWIRE_GRACE_S": "soon"})
+    for part in (
+        f"colour (from {config_file})",
+        f"max_messages (from {config_file})",
+        "grace_s (from the environment)",
+        "listen (from the command line)",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_fault_of_a_source_that_is_overruled_does_not_matter() -> None:
+    assert load_config({"max_sessions": "5"}, {"GUARDWIRE_MAX_SESSIONS": "many"}).max_sessions == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "mention"),
+    [
+        (b"- a\n- b\n", "not a mapping"),
+        (b"a: [1\n", "cannot read"),
+        (b"a: \xff\n", "cannot read"),
+        (None, "cannot read"),
+    ],
+    ids=["list", "no YAML", "no UTF-8", "missing"],
+)
+def test_unreadable_file(config_file: Path, content: bytes | None, mention: str) -> None:
+    if content is not None:
+        config_file.write_bytes(content)
+    message = refusal({"config": config_file}, {})
+    assert message.startswith("config: ")
+    assert mention in message
+    assert str(config_file) in message
+
+
+def run(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> tuple[int, str]:
+    """Runs the command; returns its exit status and what it printed."""
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # argparse's way
+        status = int(end.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDWIRE_MAX_SESIONS", "10")
+    assert run(capsys, ["serve"]) == (
+        1,
+        "guardwire-server: max_sesions (from the environment): there is no such setting\n",
+    )
+
+
+@pytest.mark.parametrize("flag", ["--max-session=3", "--colour=red", "--max_sessions=3"])
+def test_unknown_flag(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    status, output = run(capsys, ["serve", flag])
+    assert status == 2
+    assert f"unrecognized arguments: {flag}" in output
+
+
+def test_help_lists_all_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    status, output = run(capsys, ["serve", "--help"])
+    assert status == 0
+    assert "--config FILE" in output
+    for key, field in ServerConfig.model_fields.items():
+        assert f"--{key.replace('_', '-')} " in output
+        assert field.description
+        assert field.description in output
+        if field.default is not None:
+            assert f"(default: {field.default})" in output
+
+
+def test_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    status, output = run(capsys, ["--help"])
+    assert status == 0
+    for command in ("serve", "demo", "check-model"):
+        assert command in output
+    assert run(capsys, [])[0] == 2
+
+
+@pytest.mark.parametrize("name", ["missing/ready", "", "."])
+def test_ready_file_that_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    path = tmp_path / name if name else Path()
+    status, output = run(capsys, ["serve", f"--ready-file={path}"])
+    assert status == 1
+    assert output.startswith("guardwire-server: ready_file: ")
+    assert output.count("\n") == 1
+
+
+def test_real_process(start_process: StartProcess, config_file: Path) -> None:
+    config_file.write_text("max_sessions: 10\nmax_sesions: 10\n")
+    process = start_process(environment={"GUARDWIRE_CONFIG": str(config_file)}, grace_s="soon")
+    assert process.wait() == 1
+    (line,) = process.errors.splitlines()
+    assert line.startswith("guardwire-server: ")
+    assert f"max_sesions (from {config_file}): there is no such setting" in line
+    assert "grace_s (from the command line): " in line
