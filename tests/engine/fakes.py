@@ -50,6 +50,9 @@ class ManualClock:
     def __call__(self) -> float:
         return self.now_s
 
+    def advance(self, duration_s: float) -> None:
+        self.now_s += duration_s
+
 
 class BackendFault(Exception):
     """What a fake backend raises when told to."""

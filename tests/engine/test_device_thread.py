@@ -1,7 +1,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -24,7 +24,14 @@ class RecordingEngine:
         self.stepping = threading.Event()
         self.may_step = threading.Event()
         self.may_step.set()
+        self.num_expected = 0  # callers who will come back after each step
+        self.on_step: Callable[[], None] = lambda: None
+        self._num_missing = 0
         self._pending: deque[str] = deque()
+
+    @property
+    def expects_more(self) -> bool:
+        return self._num_missing > 0
 
     @property
     def has_work(self) -> bool:
@@ -33,6 +40,7 @@ class RecordingEngine:
     def apply(self, message: str) -> None:
         assert message != "no message", "cannot be applied"
         self.applied.append(message)
+        self._num_missing -= 1
         self._pending.append(message)
 
     def step(self) -> Sequence[str]:
@@ -42,6 +50,8 @@ class RecordingEngine:
         messages = list(self._pending)
         self._pending.clear()
         self.steps.append(messages)
+        self._num_missing = self.num_expected
+        self.on_step()
         if "raise" in messages:
             raise ValueError("a fault of the engine itself")
         if "again" in messages:
@@ -212,3 +222,29 @@ def test_a_loop_that_is_gone_ends_the_thread_quietly() -> None:
     thread.submit(engine, "a")
     thread._thread.join(TIMEOUT_S)
     assert not thread._thread.is_alive()
+
+
+async def test_callers_who_were_just_answered_share_the_next_step() -> None:
+    engine, clock = RecordingEngine(), ManualClock()
+    engine.num_expected = 3
+    engine.on_step = lambda: clock.advance(100.0)  # so ten seconds of this clock may be waited
+    async with running(engine, clock=clock) as thread:
+        thread.submit(engine, "a")
+        await engine.wait_for(1)
+        for message in "bcd":
+            thread.submit(engine, message)
+        await engine.wait_for(2)
+    assert engine.steps == [["a"], ["b", "c", "d"]]
+
+
+async def test_callers_who_do_not_come_back_are_not_waited_for_long() -> None:
+    engine, clock = RecordingEngine(), ManualClock()
+    engine.num_expected = 3
+    engine.on_step = lambda: clock.advance(0.1)
+    async with running(engine, clock=clock) as thread:
+        thread.submit(engine, "a")
+        await engine.wait_for(1)
+        thread.submit(engine, "b")
+        clock.advance(0.02)
+        await engine.wait_for(2)
+    assert engine.steps == [["a"], ["b"]]

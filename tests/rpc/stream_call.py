@@ -1,9 +1,9 @@
 """One ModerateStream call as a test conducts it, and what came of it."""
 
 import asyncio
-from collections.abc import Sized
+from collections.abc import Coroutine, Sized
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import pytest
@@ -93,14 +93,22 @@ class Received:
                 self.summary = response.summary
 
 
+T = TypeVar("T")
 Call = grpc.aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]
 
 
 class StreamCall:
-    """A call; `async with` cancels it at the end if it is still open."""
+    """A call; `async with` cancels it at the end if it is still open.
+
+    A write that races with the server's end of the call makes grpc.aio replace the server's status by an INTERNAL of
+    its own (https://github.com/grpc/grpc/issues/36066): the status that counts is the first other one.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._status: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._remember)
+        self._responses = call.__aiter__()
         self.received = Received()
 
     async def __aenter__(self) -> Self:
@@ -129,11 +137,27 @@ class StreamCall:
         Raises:
             grpc.aio.AioRpcError: At any other end.
         """
-        response = await asyncio.wait_for(self._call.read(), WAIT_S)
-        if not isinstance(response, pb.ModerateStreamResponse):
-            return None  # grpc.aio.EOF
+        try:
+            response = await asyncio.wait_for(anext(self._responses), WAIT_S)
+        except (StopAsyncIteration, grpc.aio.AioRpcError) as end:
+            status = self._status or end
+            if isinstance(status, grpc.aio.AioRpcError) and status.code() is not grpc.StatusCode.OK:
+                raise status from None
+            return None
         self.received.take(response)
         return self.received.kinds[-1]
+
+    def _remember(self, call: grpc.aio.Call) -> None:
+        """Called when the call has got a status, so that there is nothing to wait for."""
+        status = grpc.aio.AioRpcError(
+            _settled(call.code()),
+            _settled(call.initial_metadata()),
+            _settled(call.trailing_metadata()),
+            _settled(call.details()),
+        )
+        is_failed_write = status.code() is grpc.StatusCode.INTERNAL and status.details() == "Internal error from Core"
+        if self._status is None and not is_failed_write:
+            self._status = status
 
     async def read_until(self, kind: str) -> Received:
         """Reads until a response of that kind."""
@@ -163,6 +187,14 @@ class StreamCall:
         """Sends requests and `finish`, and reads to the end."""
         await self.send(*requests, finish())
         return await self.read_all()
+
+
+def _settled(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not have to wait."""
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    result: T = stopped.value.value
+    return result
 
 
 def unpack(verdicts: pb.Verdicts) -> list[TokenVerdict]:

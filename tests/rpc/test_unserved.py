@@ -21,9 +21,7 @@ async def tokenizer_failure(server: RunningServer, kind: int) -> Failure:
 
 
 async def test_moderate_streams(server: RunningServer, bystander: Bystander) -> None:
-    call = server.stub.ModerateStreams()
-    await call.write(pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=opening())]))
-    failure = await failure_of(call.read())
+    failure = await failure_of(server.stub.ModerateStreams().read())
     assert (failure.code, failure.reason) == (UNIMPLEMENTED, "MODERATE_STREAMS_NOT_SERVED")
     assert "one ModerateStream call per conversation" in failure.message
 

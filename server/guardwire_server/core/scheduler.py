@@ -125,6 +125,10 @@ class Scheduler:
         """Whether any token is pending."""
         return bool(self._waiting)
 
+    def is_waiting(self, seq_id: int) -> bool:
+        """Whether any token of a sequence is pending."""
+        return seq_id in self._waiting
+
     @property
     def num_pending_tokens(self) -> int:
         """Tokens that the next steps have to take, over all waiting sequences."""

@@ -131,8 +131,10 @@ class AnswerSampler:
         look_alike = prompt.label.category
         if look_alike is None or self._rng.random() < 0.3:
             look_alike = self._rng.randrange(NUM_RESPONSE_CATEGORIES)
-        stem = CATEGORY_FILES[look_alike] if self._rng.random() < 0.4 else self._rng.choice(self._safe_stems)
-        return self._draw(stem, "safe answers")
+        if self._rng.random() < 0.4:
+            return self._draw(CATEGORY_FILES[look_alike], "safe answers")
+        sizes = [len(self._corpus.section(self._split, stem, "safe answers")) for stem in self._safe_stems]
+        return self._draw(self._rng.choices(self._safe_stems, sizes)[0], "safe answers") if any(sizes) else None
 
     def _helpful(self, prompt: Prompt) -> str | None:
         own_goal = prompt.goal if prompt.goal_label == SAFE_LABEL and self._rng.random() < 0.8 else None

@@ -5,13 +5,17 @@ pattern. In a pattern `[a|b|]` picks one alternative (nesting allowed) and `{wor
 `words.txt`, whose lines read `name: first, second, …`. `{goal}`, `{goal.ing}` and `{goal.past}` stand for a verb phrase
 that the caller gives.
 
-Split: a pattern, or a word of a long list, is held out from training by a hash of its text, so that the split needs no
-file, never changes between runs, and adding a line moves no other line.
+Split: a pattern, or a word of a long list, is a candidate for the held-out half by a hash of its text, so that the
+split needs no file and adding a line moves no other line. A candidate pattern is held out if each of its content words stands
+in training patterns too: a held-out sentence is another sentence than any in training, with other words in its slots,
+but made of words that a model trained from scratch has had a chance to meet. A candidate with a word of its own goes to
+training.
 """
 
 import hashlib
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,18 +24,20 @@ from guardwire_server.demo.inflection import inflect_phrase
 
 Split = Literal["train", "held_out"]
 
+_CONTENT_WORD = re.compile(r"[a-z]{4,}")
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z_]+)\}")
 _GOAL = re.compile(r"\{goal(?:\.(ing|past))?\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni|use|user|one|euro|usb|us\b)[aeiou])", re.IGNORECASE)
 
-_HELD_OUT_ONE_IN = 18
-_SPLIT_SALT = b"2"  # change it after looking at held-out errors: what was seen is no measure any more
+_HELD_OUT_ONE_IN = 10
+_MIN_TRAINING_PATTERNS = 2  # in which each content word of a held-out pattern must stand
+_SPLIT_SALT = b"4"  # change it after looking at held-out errors: what was seen is no measure any more
 _MIN_WORDS_TO_SPLIT = 12
 
 
-def is_held_out(text: str) -> bool:
-    """Whether the split keeps this pattern or word away from training."""
+def is_candidate(text: str) -> bool:
+    """Whether this pattern or word may be kept away from training."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, salt=_SPLIT_SALT).digest()
     return int.from_bytes(digest, "big") % _HELD_OUT_ONE_IN == 0
 
@@ -79,14 +85,14 @@ def insert_goal(frame: str, goal: str) -> str:
 
 def load_corpus(directory: Path) -> Corpus:
     """Reads every `*.txt` of a corpus folder."""
-    patterns: dict[tuple[Split, str, str], list[str]] = {}
+    sections: dict[tuple[str, str], list[str]] = {}
     words: dict[tuple[Split, str], list[str]] = {}
     for path in sorted(directory.glob("*.txt")):
         if path.stem == "words":
             _read_words(path, words)
         else:
-            _read_patterns(path, patterns)
-    return Corpus(patterns, words)
+            _read_patterns(path, sections)
+    return Corpus(_split_patterns(sections), words)
 
 
 def _lines(path: Path) -> list[str]:
@@ -94,21 +100,43 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _read_patterns(path: Path, patterns: dict[tuple[Split, str, str], list[str]]) -> None:
+def _read_patterns(path: Path, sections: dict[tuple[str, str], list[str]]) -> None:
     section = ""
     for line in _lines(path):
         if line.startswith("== "):
             section = line[3:].strip()
-            continue
-        split: Split = "held_out" if is_held_out(line) else "train"
-        patterns.setdefault((split, path.stem, section), []).append(line)
+        else:
+            sections.setdefault((path.stem, section), []).append(line)
+
+
+def _split_patterns(sections: dict[tuple[str, str], list[str]]) -> dict[tuple[Split, str, str], list[str]]:
+    """Divides the patterns of all sections; see the module's docstring."""
+    num_patterns = Counter(
+        word
+        for lines in sections.values()
+        for line in lines
+        if not is_candidate(line)
+        for word in set(_content_words(line))
+    )
+    patterns: dict[tuple[Split, str, str], list[str]] = {}
+    for (stem, section), lines in sections.items():
+        for line in lines:
+            known = all(num_patterns[word] >= _MIN_TRAINING_PATTERNS for word in _content_words(line))
+            split: Split = "held_out" if is_candidate(line) and known else "train"
+            patterns.setdefault((split, stem, section), []).append(line)
+    return patterns
+
+
+def _content_words(pattern: str) -> list[str]:
+    """The words of at least four letters, slots left out."""
+    return _CONTENT_WORD.findall(_SLOT.sub(" ", _GOAL.sub(" ", pattern)).lower())
 
 
 def _read_words(path: Path, words: dict[tuple[Split, str], list[str]]) -> None:
     for line in _lines(path):
         name, _, values = line.partition(":")
         entries = [word.strip() for word in values.split(",") if word.strip()]
-        held_out = [word for word in entries if is_held_out(word)]
+        held_out = [word for word in entries if is_candidate(word)]
         if len(entries) < _MIN_WORDS_TO_SPLIT or not held_out:
             words["train", name], words["held_out", name] = entries, entries
         else:

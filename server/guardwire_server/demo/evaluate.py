@@ -1,30 +1,25 @@
 """Measures the two checkpoints on held-out conversations and prints one table."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
+from guardwire_server.core.answer import UnparsableAnswer, parse_answer
+from guardwire_server.core.policy import BUILT_IN_POLICIES, AnswerJudge
+from guardwire_server.core.verdict import Category, RiskLevel, VerdictArrays
 from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.conversations import Conversation, ConversationSampler, Exchange
 from guardwire_server.demo.corpus import Corpus
-from guardwire_server.demo.labels import (
-    CATEGORY_NAMES,
-    CONTROVERSIAL,
-    GEN_CATEGORY_NAMES,
-    RISK_NAMES,
-    SAFE,
-    SAFE_LABEL,
-    UNSAFE,
-    Label,
-)
-from guardwire_server.demo.networks import StreamGuardNetwork, load_gen, load_stream
+from guardwire_server.demo.labels import CATEGORY_NAMES, GEN_CATEGORY_NAMES, RISK_NAMES, SAFE, SAFE_LABEL, Label
+from guardwire_server.demo.networks import hidden_states, load_gen, load_stream
 from guardwire_server.demo.optimisation import pad
 from guardwire_server.demo.prompts import Prompt
 from guardwire_server.demo.training_data import GenRenderer, StreamRenderer, control_id
+from guardwire_server.model.stream_backend import pack_verdicts
+from guardwire_server.model.stream_guard import StreamGuard
 
 _BATCH = 64
 _MAX_NEW_TOKENS = 40
@@ -79,33 +74,38 @@ def _label(verdict: object) -> Label:
     return Label(RISK_NAMES.index(verdict["risk"]), names.index(verdict["category"]))
 
 
-def decide(risks: Sequence[int], categories: Sequence[int]) -> Label:
-    """The published debounce: the first two Unsafe tokens in a row decide, else the first two Controversial ones."""
-    for risk in (UNSAFE, CONTROVERSIAL):
-        for index in range(1, len(risks)):
-            if risks[index - 1] == risks[index] == risk:
-                return Label(risk, categories[index])
-    return SAFE_LABEL
+def decide(verdicts: VerdictArrays) -> Label:
+    """What an answer amounts to under the server's default policy."""
+    judge = AnswerJudge(BUILT_IN_POLICIES[0], turn=0, first_index=0)
+    for index in range(len(verdicts)):
+        judge.judge(verdicts[index], scaffold=False)
+    return to_label(judge.state.risk_level, judge.state.category)
+
+
+def to_label(risk_level: RiskLevel, category: Category | None) -> Label:
+    """The server's words as class indices."""
+    return Label(RISK_NAMES.index(risk_level.name.capitalize()), category - 1 if category else None)
 
 
 @torch.inference_mode()
 def _judge_by_stream(
-    network: StreamGuardNetwork, tokenizer: Tokenizer, conversations: list[Conversation]
+    guard: StreamGuard, tokenizer: Tokenizer, conversations: list[Conversation]
 ) -> list[tuple[Label, Label | None]]:
     renderer = StreamRenderer(tokenizer)
-    verdicts: list[tuple[Label, Label | None]] = []
+    labels: list[tuple[Label, Label | None]] = []
     for start in range(0, len(conversations), _BATCH):
         sequences = [renderer.render(conversation) for conversation in conversations[start : start + _BATCH]]
-        hidden = network.hidden_states(pad([sequence.ids for sequence in sequences], 0))
-        query = [logits.argmax(-1).tolist() for logits in network.judge_query(hidden)]
-        answer = [logits.argmax(-1).tolist() for logits in network.judge_answer(hidden)]
+        hidden = hidden_states(guard, pad([sequence.ids for sequence in sequences], 0))
         for row, sequence in enumerate(sequences):
             last = max(index for index, risk in enumerate(sequence.query_risk) if risk >= 0)
-            risk = query[0][row][last]
-            prompt = Label(risk, query[1][row][last]) if risk != SAFE else SAFE_LABEL
-            span = slice(*sequence.final_answer) if sequence.final_answer else None
-            verdicts.append((prompt, None if span is None else decide(answer[0][row][span], answer[1][row][span])))
-    return verdicts
+            verdict = pack_verdicts(*guard.query_probabilities(hidden[row, last : last + 1]))[0]
+            prompt = to_label(verdict.risk_level, verdict.category)
+            if sequence.final_answer is None:
+                labels.append((prompt, None))
+            else:
+                answer = hidden[row, slice(*sequence.final_answer)]
+                labels.append((prompt, decide(pack_verdicts(*guard.response_probabilities(answer)))))
+    return labels
 
 
 @torch.inference_mode()
@@ -129,17 +129,13 @@ def _answers_of_gen(directory: Path, tokenizer: Tokenizer, chats: list[list[dict
     return answers
 
 
-def parse_gen(answer: str) -> tuple[Label | None, bool | None]:
-    """Reads Gen's answer; None where a line is missing or unknown."""
-    fields = dict(line.split(": ", 1) for line in answer.strip().splitlines() if ": " in line)
-    refused = {"Yes": True, "No": False}.get(fields.get("Refusal", ""))
-    if fields.get("Safety") not in RISK_NAMES:
-        return None, refused
-    category = fields.get("Categories", "None")
-    return Label(
-        RISK_NAMES.index(fields["Safety"]),
-        GEN_CATEGORY_NAMES.index(category) if category in GEN_CATEGORY_NAMES else None,
-    ), refused
+def parse_gen(text: str, *, expects_refusal: bool) -> tuple[Label | None, bool | None]:
+    """Reads Gen's answer as the server does; None where it does not follow the grammar."""
+    try:
+        answer = parse_answer(text, expects_refusal=expects_refusal)
+    except UnparsableAnswer:
+        return None, None
+    return to_label(answer.risk_level, answer.categories[0] if answer.categories else None), answer.refusal
 
 
 def judge(stream_directory: Path, gen_directory: Path, conversations: list[Conversation]) -> list[Judged]:
@@ -148,7 +144,11 @@ def judge(stream_directory: Path, gen_directory: Path, conversations: list[Conve
     by_stream = _judge_by_stream(load_stream(stream_directory), tokenizer, conversations)
     chats = [conversation.messages for conversation in conversations]
     asked = [chat[:-1] if chat[-1]["role"] == "assistant" else chat for chat in chats]
-    answers = [parse_gen(text) for text in _answers_of_gen(gen_directory, tokenizer, [*asked, *chats])]
+    texts = _answers_of_gen(gen_directory, tokenizer, [*asked, *chats])
+    answers = [
+        parse_gen(text, expects_refusal=chat[-1]["role"] == "assistant")
+        for text, chat in zip(texts, [*asked, *chats], strict=True)
+    ]
     by_gen = zip(answers[: len(chats)], answers[len(chats) :], strict=True)
     judged: list[Judged] = []
     for conversation, stream, ((gen_prompt, _), (gen_answer, refused)) in zip(

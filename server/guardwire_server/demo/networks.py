@@ -4,27 +4,38 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from guardwire_server.core.verdict import Category, RiskLevel
 from guardwire_server.demo.labels import CATEGORY_NAMES, NUM_RESPONSE_CATEGORIES, RISK_NAMES
+from guardwire_server.model import checkpoint_weights
+from guardwire_server.model.checkpoint import open_checkpoint
+from guardwire_server.model.checkpoint_config import HeadLabels, StreamLabels
+from guardwire_server.model.stream_guard import StreamGuard
 
 # Shapes: B sequences, T tokens, H hidden size, G guard_inner_size.
 
 _ROPE_THETA = 1_000_000.0
-_GUARD_INNER_SIZE = 128
+_GUARD_INNER_SIZE = 192
+
+_RISK_LEVELS = tuple(RiskLevel[name.upper()] for name in RISK_NAMES)
+STREAM_LABELS = StreamLabels(
+    response=HeadLabels(_RISK_LEVELS, tuple(Category)[:NUM_RESPONSE_CATEGORIES]),
+    query=HeadLabels(_RISK_LEVELS, tuple(Category)),
+)
+"""What the rows of the heads mean: the class indices of labels.py, whose categories are in Category's order."""
 
 
 def backbone_config(vocab_size: int, max_position_embeddings: int) -> Qwen3Config:
     """Shape of both demo backbones: a Qwen3 in miniature."""
     return Qwen3Config(
         vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=192,
+        intermediate_size=512,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=max_position_embeddings,
@@ -37,39 +48,33 @@ def backbone_config(vocab_size: int, max_position_embeddings: int) -> Qwen3Confi
     )
 
 
-class StreamGuardNetwork(nn.Module):
-    """A Qwen3 backbone with two pairs of heads, named as in the published state dict."""
-
-    def __init__(self, config: Qwen3Config) -> None:
-        super().__init__()
-        hidden, inner = config.hidden_size, _GUARD_INNER_SIZE
-        self.model = Qwen3Model(config)
-        self.risk_level_category_pre = nn.Linear(hidden, inner, bias=False)
-        self.risk_level_category_layernorm = Qwen3RMSNorm(inner, eps=config.rms_norm_eps)
-        self.risk_level_head = nn.Linear(inner, len(RISK_NAMES), bias=False)
-        self.category_head = nn.Linear(inner, NUM_RESPONSE_CATEGORIES, bias=False)
-        self.query_risk_level_category_pre = nn.Linear(hidden, inner, bias=False)
-        self.query_risk_level_category_layernorm = Qwen3RMSNorm(inner, eps=config.rms_norm_eps)
-        self.query_risk_level_head = nn.Linear(inner, len(RISK_NAMES), bias=False)
-        self.query_category_head = nn.Linear(inner, len(CATEGORY_NAMES), bias=False)
-
-    def hidden_states(self, ids: Tensor) -> Tensor:
-        """Backbone output after its final norm: ids [B, T] int64 → [B, T, H]. Right padding needs no mask."""
-        output: Tensor = self.model(input_ids=ids, use_cache=False).last_hidden_state
-        return output
-
-    def judge_query(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of risk [..., 3] and category [..., 9] of a user turn."""
-        inner = self.query_risk_level_category_layernorm(self.query_risk_level_category_pre(hidden))
-        return self.query_risk_level_head(inner), self.query_category_head(inner)
-
-    def judge_answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of risk [..., 3] and category [..., 8] of assistant tokens."""
-        inner = self.risk_level_category_layernorm(self.risk_level_category_pre(hidden))
-        return self.risk_level_head(inner), self.category_head(inner)
+def new_stream_guard(vocab_size: int) -> StreamGuard:
+    """The stream network of the server, with fresh weights."""
+    guard = StreamGuard(backbone_config(vocab_size, max_position_embeddings=8192), _GUARD_INNER_SIZE, STREAM_LABELS)
+    for head in (guard.risk_level_category_pre, guard.query_risk_level_category_pre):
+        nn.init.normal_(head.weight, std=0.05)
+    return guard
 
 
-def save_stream(network: StreamGuardNetwork, directory: Path) -> None:
+def hidden_states(guard: StreamGuard, ids: Tensor) -> Tensor:
+    """Backbone output after its final norm: ids [B, T] int64 → [B, T, H]. Right padding needs no mask."""
+    output: Tensor = guard.model(input_ids=ids, use_cache=False).last_hidden_state
+    return output
+
+
+def query_logits(guard: StreamGuard, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of risk [..., 3] and category [..., 9] of a user turn, by class index."""
+    inner = guard.query_risk_level_category_layernorm(guard.query_risk_level_category_pre(hidden))
+    return guard.query_risk_level_head(inner), guard.query_category_head(inner)
+
+
+def answer_logits(guard: StreamGuard, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of risk [..., 3] and category [..., 8] of assistant tokens, by class index."""
+    inner = guard.risk_level_category_layernorm(guard.risk_level_category_pre(hidden))
+    return guard.risk_level_head(inner), guard.category_head(inner)
+
+
+def save_stream(network: StreamGuard, directory: Path) -> None:
     """Writes config.json and model.safetensors (bfloat16)."""
     config = _config_fields(network.model.config)
     config.update(
@@ -97,14 +102,9 @@ def save_gen(network: Qwen3ForCausalLM, eos_token_ids: list[int], directory: Pat
     _write_json(generation, directory / "generation_config.json")
 
 
-def load_stream(directory: Path) -> StreamGuardNetwork:
-    """Reads the saved weights back, as float32, ready for evaluation."""
-    config = Qwen3Config.from_dict(_architecture(directory))
-    network = StreamGuardNetwork(config)
-    network.load_state_dict(
-        {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
-    )
-    return network.eval()
+def load_stream(directory: Path) -> StreamGuard:
+    """Reads the saved weights back, as float32, the way the server does."""
+    return checkpoint_weights.load_stream(open_checkpoint(directory), torch.device("cpu"), torch.float32)
 
 
 def load_gen(directory: Path) -> Qwen3ForCausalLM:
@@ -114,15 +114,6 @@ def load_gen(directory: Path) -> Qwen3ForCausalLM:
     )
     network.eval()  # type: ignore[no-untyped-call]
     return network
-
-
-def _architecture(directory: Path) -> dict[str, object]:
-    fields: dict[str, object] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in {"architectures", "auto_map", "rope_theta", "torch_dtype", "dtype"}
-    }
 
 
 def _config_fields(config: Qwen3Config) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Samples user messages with their label."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from guardwire_server.demo.corpus import Corpus, Split, insert_goal
@@ -52,12 +52,17 @@ class PromptSampler:
 
     def safe_goal(self) -> str | None:
         """A harmless verb phrase, everyday or look-alike."""
-        stem = self._rng.choice(self._everyday) if self._rng.random() < 0.6 else self._rng.choice(CATEGORY_FILES)
-        return self._draw(stem, "safe goals")
+        stems = self._everyday if self._rng.random() < 0.6 else CATEGORY_FILES
+        return self._draw_from(stems, "safe goals")
 
     def _draw(self, stem: str, section: str) -> str | None:
         patterns = self._corpus.section(self._split, stem, section)
         return self._corpus.expand(self._rng.choice(patterns), self._split, self._rng) if patterns else None
+
+    def _draw_from(self, stems: Sequence[str], section: str) -> str | None:
+        """Draws from several files as if they were one: each in proportion to its patterns."""
+        sizes = [len(self._corpus.section(self._split, stem, section)) for stem in stems]
+        return self._draw(self._rng.choices(stems, sizes)[0], section) if any(sizes) else None
 
     def _framed(self, goal: str | None, label: Label, goal_label: Label) -> Prompt | None:
         frame = self._draw("frames", "any" if label == goal_label else "safe")
@@ -73,16 +78,16 @@ class PromptSampler:
             text = f"{text.rstrip('.?!')}{suffix if suffix.startswith((',', '.', '?', '!')) else ' ' + suffix}"
         return replace(prompt, text=text)
 
-    def _sentence(self, stem: str, section: str, label: Label) -> Prompt | None:
-        text = self._draw(stem, section)
+    def _sentence(self, stems: Sequence[str], section: str, label: Label) -> Prompt | None:
+        text = self._draw_from(stems, section)
         return None if text is None else self._decorated(Prompt(text, label))
 
     def _safe(self) -> Prompt | None:
         rng = self._rng
         kinds: list[Callable[[], Prompt | None]] = [
             lambda: self._framed(self.safe_goal(), SAFE_LABEL, SAFE_LABEL),
-            lambda: self._sentence(rng.choice(self._everyday), "safe sentences", SAFE_LABEL),
-            lambda: self._sentence(rng.choice(CATEGORY_FILES), "safe sentences", SAFE_LABEL),
+            lambda: self._sentence(self._everyday, "safe sentences", SAFE_LABEL),
+            lambda: self._sentence(CATEGORY_FILES, "safe sentences", SAFE_LABEL),
             self._question_about_harm,
         ]
         return rng.choices(kinds, (34, 22, 34, 10))[0]()
@@ -100,12 +105,12 @@ class PromptSampler:
         label = self._risky_label(risk)
         if self._rng.random() < 0.5:
             return self._framed(self.risky_goal(label), label, label)
-        return self._sentence(CATEGORY_FILES[label.category or 0], f"{_RISK_SECTION[risk]} sentences", label)
+        return self._sentence((CATEGORY_FILES[label.category or 0],), f"{_RISK_SECTION[risk]} sentences", label)
 
     def _jailbreak(self, risk: int) -> Prompt | None:
         label = Label(risk, JAILBREAK)
         if risk == CONTROVERSIAL or self._rng.random() < 0.6:
-            return self._sentence("jailbreak", f"{_RISK_SECTION[risk]} sentences", label)
+            return self._sentence(("jailbreak",), f"{_RISK_SECTION[risk]} sentences", label)
         frame = self._draw("jailbreak", "unsafe frames")
         goal_label = SAFE_LABEL if self._rng.random() < 0.2 else self._risky_label(UNSAFE)
         goal = self.safe_goal() if goal_label == SAFE_LABEL else self.risky_goal(goal_label)

@@ -25,8 +25,8 @@ from guardwire_server.demo.training_data import control_id, gen_answer, guard_ch
 from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 30_000
-_STREAM_STEPS = 4_600
-_GEN_STEPS = 1_250
+_STREAM_STEPS = 3_000
+_GEN_STEPS = 1_000
 _HELD_OUT_CONVERSATIONS = 600
 
 
@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that receives stream/ and gen/")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of training steps")
-    parser.add_argument("--threads", type=int, default=1, help="one thread gives the same result on any machine")
+    parser.add_argument("--threads", type=int, default=2, help="threads that torch computes with")
     parser.add_argument(
-        "--sets", nargs="*", default=["dev", "test"], help="hand-written sets to measure on, besides the template set"
+        "--sets", nargs="*", default=["test"], help="hand-written sets to measure on, besides the template set"
     )
     parser.add_argument(
         "--evaluate-only", action="store_true", help="measure the checkpoints that are already in --out"

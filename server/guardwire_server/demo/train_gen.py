@@ -16,11 +16,12 @@ from transformers import DynamicCache, Qwen3ForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from guardwire_server.demo.conversations import Conversation, ConversationSampler
-from guardwire_server.demo.networks import StreamGuardNetwork, backbone_config
+from guardwire_server.demo.networks import backbone_config
 from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
 from guardwire_server.demo.training_data import IGNORED, GenRenderer
+from guardwire_server.model.stream_guard import StreamGuard
 
-_BATCH_TOKENS = 1_024
+_BATCH_TOKENS = 2_048
 _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 2e-3
 _LABEL_SMOOTHING = 0.002
@@ -54,7 +55,7 @@ def train_gen(
     sampler: ConversationSampler,
     tokenizer: Tokenizer,
     chat_template: str,
-    start: StreamGuardNetwork,
+    start: StreamGuard,
     *,
     num_steps: int,
     seed: int,

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from guardwire_server.demo.conversations import ConversationSampler
-from guardwire_server.demo.networks import StreamGuardNetwork, backbone_config
+from guardwire_server.demo.networks import answer_logits, hidden_states, new_stream_guard, query_logits
 from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
 from guardwire_server.demo.training_data import IGNORED, StreamRenderer, StreamSequence
+from guardwire_server.model.stream_guard import StreamGuard
 
-_BATCH_TOKENS = 1_024
+_BATCH_TOKENS = 2_048
 _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 2.5e-3
 _LABEL_SMOOTHING = 0.05
@@ -24,12 +25,10 @@ _MAX_SEQUENCE_TOKENS = 256
 
 def train_stream(
     sampler: ConversationSampler, tokenizer: Tokenizer, *, num_steps: int, seed: int, on_step: Callable[[float], None]
-) -> StreamGuardNetwork:
+) -> StreamGuard:
     """Trains for `num_steps` batches and returns the averaged weights; `on_step` receives each loss."""
     torch.manual_seed(seed)
-    network = StreamGuardNetwork(backbone_config(tokenizer.get_vocab_size(), max_position_embeddings=8192))
-    for head in (network.risk_level_category_pre, network.query_risk_level_category_pre):
-        torch.nn.init.normal_(head.weight, std=0.05)
+    network = new_stream_guard(tokenizer.get_vocab_size())
     add_dropout(network.model)
     network.train()
     optimiser = AveragedOptimiser(network, learning_rate=_LEARNING_RATE, num_steps=num_steps)
@@ -51,20 +50,20 @@ def _batches(
         yield from length_batches(short, lambda sequence: len(sequence.ids), _BATCH_TOKENS, rng)
 
 
-def _loss(network: StreamGuardNetwork, batch: list[StreamSequence]) -> Tensor:
+def _loss(network: StreamGuard, batch: list[StreamSequence]) -> Tensor:
     ids = pad([sequence.ids for sequence in batch], 0)
-    hidden = network.hidden_states(ids)
+    hidden = hidden_states(network, ids)
     query_risk = pad([sequence.query_risk for sequence in batch], IGNORED)
     query_category = pad([sequence.query_category for sequence in batch], IGNORED)
     answer_risk = pad([sequence.answer_risk for sequence in batch], IGNORED)
     answer_category = pad([sequence.answer_category for sequence in batch], IGNORED)
     weight = pad_weights([sequence.answer_weight for sequence in batch])
     at_query, at_answer = query_risk != IGNORED, answer_risk != IGNORED
-    risk, category = network.judge_query(hidden[at_query])
+    risk, category = query_logits(network, hidden[at_query])
     loss = cross_entropy(risk, query_risk[at_query], label_smoothing=_LABEL_SMOOTHING)
     loss = loss + 0.5 * _category_loss(category, query_category[at_query])
     if at_answer.any():
-        risk, category = network.judge_answer(hidden[at_answer])
+        risk, category = answer_logits(network, hidden[at_answer])
         each = cross_entropy(risk, answer_risk[at_answer], label_smoothing=_LABEL_SMOOTHING, reduction="none")
         loss = loss + (each * weight[at_answer]).sum() / weight[at_answer].sum()
         loss = loss + 0.5 * _category_loss(category, answer_category[at_answer])
@@ -80,7 +79,7 @@ def _category_loss(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _language_model_loss(network: StreamGuardNetwork, hidden: Tensor, ids: Tensor) -> Tensor:
+def _language_model_loss(network: StreamGuard, hidden: Tensor, ids: Tensor) -> Tensor:
     """Next-token loss through the tied embedding at a random share of positions; the checkpoint keeps no trace."""
     chosen = (torch.rand(ids[:, 1:].shape) < _LANGUAGE_MODEL_SHARE) & (ids[:, 1:] != 0)
     logits = hidden[:, :-1][chosen] @ network.model.embed_tokens.weight.T

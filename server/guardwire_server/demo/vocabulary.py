@@ -6,10 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Source: the `pre_tokenizer` of Qwen3's tokenizer.json."""
+from guardwire_server.model.tokens_pipeline import QWEN_SPLIT_PATTERN
 
 CONTROL_TOKENS = (
     "<|endoftext|>",
@@ -41,7 +38,7 @@ CONTROL_TOKENS = (
 )
 """Source: the added tokens of Qwen3's tokenizer.json, in their order."""
 
-_VOCABULARY_SIZE = 4096
+_VOCABULARY_SIZE = 6144
 _REQUIRED_WORDS = (
     "user",
     "assistant",
@@ -70,7 +67,7 @@ def train_tokenizer(texts: Iterable[str], fixed_texts: Iterable[str]) -> Tokeniz
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.Split(Regex(QWEN_SPLIT_PATTERN), behavior="isolated", invert=False),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

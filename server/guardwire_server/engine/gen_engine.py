@@ -81,6 +81,11 @@ class GenEngine:
         """Whether any call runs."""
         return self._scheduler.has_work
 
+    @property
+    def expects_more(self) -> bool:
+        """Never: a call extends itself, within the step that answers it."""
+        return False
+
     def apply(self, message: StartCall | CancelCall) -> None:
         """Takes a message; a cancellation of a call that is over is passed over."""
         if isinstance(message, StartCall):

@@ -53,6 +53,7 @@ class StreamEngine:
         self._backend = backend
         self._on_events = on_events
         self._seq_ids: set[int] = set()
+        self._expected: set[int] = set()  # whom the last step answered and who has sent nothing since
         self.num_consecutive_failures = 0
         self.load = EngineLoad()
 
@@ -60,6 +61,11 @@ class StreamEngine:
     def has_work(self) -> bool:
         """Whether any token is pending."""
         return self._scheduler.has_work
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether somebody whom the last step answered has not sent anything since."""
+        return bool(self._expected)
 
     def apply(self, message: SequenceMessage) -> None:
         """Takes a command; one for a sequence that failed meanwhile is passed over."""
@@ -70,6 +76,7 @@ class StreamEngine:
         elif seq_id not in self._seq_ids:
             return
         elif isinstance(command, ExtendSequence):
+            self._expected.discard(seq_id)
             self._scheduler.extend(seq_id, command.ids, command.reads)
         elif isinstance(command, TruncateSequence):
             self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
@@ -87,6 +94,7 @@ class StreamEngine:
             return self._fail(plan)
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
+        self._expected = {chunk.seq_id for chunk in plan.chunks if not self._scheduler.is_waiting(chunk.seq_id)}
         self._update_load(plan)
         return list(_events(plan, readings))
 
@@ -112,6 +120,7 @@ class StreamEngine:
 
     def _remove(self, seq_id: int) -> None:
         self._seq_ids.discard(seq_id)
+        self._expected.discard(seq_id)
         self._scheduler.remove(seq_id)
 
     def _update_load(self, plan: StepPlan | None) -> None:
