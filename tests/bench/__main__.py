@@ -17,6 +17,7 @@ from tests.bench.report import Bar, missed_bars, print_tables, write_result
 from tests.bench.settings import FULL, QUICK, Settings
 from tests.bench.streams import measure_streams
 
+BUSY_LOAD_AVERAGE = 0.5
 RESULTS = Path(__file__).parent / "results"
 
 BARS = (
@@ -36,13 +37,16 @@ def main() -> int:
 
 def run(settings: Settings, results: Path) -> int:
     """Runs all sections."""
+    machine = describe_machine()
+    if machine["load_average"] > BUSY_LOAD_AVERAGE:
+        say(f"the machine is busy (load average {machine['load_average']:.1f}): figures will be low and uneven")
     checkpoint = stream_checkpoint()
     sections = {
         "streams": asyncio.run(measure_streams(checkpoint, settings)),
         "engine": measure_engine(checkpoint, settings),
     }
     result = {
-        "machine": describe_machine(),
+        "machine": machine,
         "versions": describe_versions(),
         "commit": describe_commit(),
         "settings": settings.as_json(),

@@ -5,13 +5,14 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 PACKAGES = ("guardwire-server", "torch", "transformers", "tokenizers", "grpcio", "protobuf")
 
 
-def describe_machine() -> dict[str, object]:
-    """The processor and the memory."""
+def describe_machine() -> dict[str, Any]:
+    """The processor, the memory, and how busy others keep it: to be called before anything is measured."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -22,7 +23,7 @@ def describe_machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "load_average_before": round(os.getloadavg()[0], 1),
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 
