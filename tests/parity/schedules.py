@@ -82,7 +82,7 @@ class _Caller:
     def plan(self) -> SessionPlan:
         policy = self._random.choice(POLICIES)
         self._open(policy)
-        for _ in range(self._random.randint(4, 10)):
+        for _ in range(self._random.randint(3, 9)):
             action = self._random.random()
             if action < 0.72:
                 self._push()

@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.model.packed_linear import pack_linears
 from guardwire_server.model.ragged_attention import ATTENTION_NAME, KvTensors, build_batch, num_kv_heads
 
 
@@ -25,6 +26,7 @@ class Backbone:
         config: Qwen3Config = model.config
         model.set_attn_implementation(ATTENTION_NAME)
         weight = model.embed_tokens.weight
+        pack_linears(model)
         self._model = model
         self._num_groups = config.num_attention_heads // num_kv_heads(config)
         self.kv = KvTensors(config, num_slots, weight.device, weight.dtype)
