@@ -36,7 +36,7 @@ from guardwire_server.model.loading import (
 from guardwire_server.ready_file import claim_ready_file
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.health import HealthMonitor
-from guardwire_server.rpc.server import SERVICES, RpcServer
+from guardwire_server.rpc.server import SERVICES, RpcServer, check_address
 from guardwire_server.rpc.service import ModerationService
 
 logger = logging.getLogger(__name__)
@@ -222,6 +222,7 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
         StartupError: If it cannot start.
     """
     with claim_ready_file(config.ready_file) as write_ready_file:
+        check_address(config.listen)  # loading takes minutes: what can be found out before is
         server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ This is the only place that reads the environment.
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,11 @@ MAX_SECONDS, MAX_COUNT = 1e9, 2**31 - 1
 
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+_FOREIGN_VARIABLE = re.compile(r"config|target|(port|service)(_.*)?")
+"""Variables with our prefix that are no settings: `--config`, the client's target, and what Kubernetes sets in every
+container for a Service named `guardwire`."""
 
 
 class ServerConfig(BaseModel):
@@ -45,8 +51,8 @@ class ServerConfig(BaseModel):
     num_threads: int = Field(default=0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
     max_sessions: Count = Field(default=1024, description="streams open at once")
     max_classify_calls: Count = Field(default=256, description="Classify calls waiting or running at once")
-    max_tokens_per_message: Count = Field(default=4096, description="token ids in one message")
-    max_message_bytes: Count = Field(default=65536, description="bytes of UTF-8 in one message's content")
+    max_tokens_per_message: Count = Field(default=4096, le=1_000_000, description="token ids in one message")
+    max_message_bytes: Count = Field(default=65536, le=3_000_000, description="bytes of UTF-8 in one message's content")
     max_messages: Count = Field(default=1024, description="messages in one conversation")
     max_pending_tokens: Count = Field(
         default=4096, description="tokens of one stream that wait to be judged before the server stops reading from it"
@@ -155,7 +161,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         key: environment[name]
         for name, key in names.items()
-        if name.startswith(ENVIRONMENT_PREFIX) and key not in ("config", "target")  # the latter is the client's
+        if name.startswith(ENVIRONMENT_PREFIX) and not _FOREIGN_VARIABLE.fullmatch(key)
     }
 
 

@@ -54,6 +54,15 @@ def test_empty_file_and_the_clients_variable_change_nothing(config_file: Path) -
     assert load_config({"config": config_file}, {"GUARDWIRE_TARGET": "somewhere:1"}) == ServerConfig()
 
 
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
+    environment = {
+        "GUARDWIRE_PORT": "tcp://10.0.0.1:50051",
+        "GUARDWIRE_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "GUARDWIRE_SERVICE_HOST": "10.0.0.1",
+    }
+    assert load_config({}, environment) == ServerConfig()
+
+
 def test_unknown_key(config_file: Path) -> None:
     config_file.write_text("max_session: 10\n")
     message = refusal({"config": config_file}, {})

@@ -6,10 +6,10 @@ pattern. In a pattern `[a|b|]` picks one alternative (nesting allowed) and `{wor
 that the caller gives.
 
 Split: a pattern, or a word of a long list, is a candidate for the held-out half by a hash of its text, so that the
-split needs no file and adding a line moves no other line. A candidate pattern is held out if each of its content words stands
-in training patterns too: a held-out sentence is another sentence than any in training, with other words in its slots,
-but made of words that a model trained from scratch has had a chance to meet. A candidate with a word of its own goes to
-training.
+split needs no file and adding a line moves no other line. A candidate pattern is held out if each of its content words
+stands in training patterns too: a held-out sentence is another sentence than any in training, with other words in its
+slots, but made of words that a model trained from scratch has had a chance to meet. A candidate with a word of its own
+goes to training.
 """
 
 import hashlib

@@ -1,5 +1,7 @@
 """The gRPC server: its options, its services, its start and its end."""
 
+import socket
+
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
@@ -35,6 +37,22 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the same port is a mistake, not a load balancer.
     ("grpc.so_reuseport", 0),
 )
+
+
+def check_address(address: str) -> None:
+    """Finds out whether an address can be bound, without keeping it.
+
+    Raises:
+        StartupError: If it cannot.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
+    except OSError as error:
+        raise StartupError(f"listen: cannot bind {address}: {error.strerror}") from None
 
 
 class RpcServer:
