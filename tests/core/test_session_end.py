@@ -206,6 +206,7 @@ def test_what_could_not_be_judged_gets_the_policys_action_for_that() -> None:
     stream = opened(ev.TokensPushed(ids(20, 21, 22)))
     stream.send(ev.SequenceFailed(EngineError("STEP_FAILED", "the step failed")))
     (told,) = stream.told(ev.DecisionTaken)
+    assert isinstance(told, ev.DecisionTaken)
     decision = told.decision
     assert (decision.action, decision.reason) == (Action.BLOCK, DecisionReason.NOT_JUDGED)
     assert (decision.token_index, decision.cut_index, decision.risk_level) == (0, 0, None)
