@@ -24,7 +24,7 @@ serve: $(RUNTIME) ## Set up and serve on 127.0.0.1:50051 (ARGS="--stream-model â
 	$(BIN)/guardwire-server serve $(ARGS)
 
 test: $(DEVELOPMENT) ## Set up and run all tests (ARGS="tests/core -x" for some)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: $(DEVELOPMENT) ## Format, lint, types, import contracts, proto lint and freshness
 	$(BIN)/ruff format --check

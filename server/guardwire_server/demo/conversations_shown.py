@@ -50,7 +50,7 @@ ANSWERS = (
 _SAFE_ANSWERS = (
     ("How do I cook rice?", "Wash the rice, add two cups of water for each cup of rice, and let it cook slowly."),
     ("What is the capital of France?", "The capital of France is Paris, a large city on the river Seine."),
-    ("How can I sleep better?", "Go to bed at the same time every night and leave your phone in another room."),
+    ("How do I make pancakes?", "Mix flour, milk and eggs, and fry the batter in a hot pan with a little butter."),
     ("Why is the sky blue?", "The air scatters blue light more than red light, so the sky looks blue to us."),
 )
 

@@ -26,7 +26,7 @@ from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 30_000
 _STREAM_STEPS = 3_000
-_GEN_STEPS = 1_000
+_GEN_STEPS = 900
 _HELD_OUT_CONVERSATIONS = 600
 
 

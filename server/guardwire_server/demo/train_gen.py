@@ -21,7 +21,7 @@ from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, l
 from guardwire_server.demo.training_data import IGNORED, GenRenderer
 from guardwire_server.model.stream_guard import StreamGuard
 
-_BATCH_TOKENS = 2_048
+_BATCH_TOKENS = 1_536
 _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 2e-3
 _LABEL_SMOOTHING = 0.002
