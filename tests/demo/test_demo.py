@@ -42,7 +42,7 @@ def test_classifies_the_conversations(shown: str) -> None:
 def test_streams_a_safe_an_unsafe_and_a_half_safe_answer(shown: str) -> None:
     parts = shown.split("\nModerateStream: ")[1:]
     safe, unsafe, half = parts[:3]
-    assert ANSWERS[0].text in safe
+    assert ANSWERS[0].text in re.sub(r"\[[A-Z]+(: [A-Z_]+)?\]", "", safe)  # without the words for changes of risk
     assert "nothing to cut" in safe
     assert "BLOCK at token" in unsafe
     assert "BLOCK at token" in half

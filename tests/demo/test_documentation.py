@@ -41,7 +41,7 @@ def test_shell_of_the_readme(demo_server: str) -> None:
     assert "unsafe" in classified.lower()
     moderated = run(*GUARDWIRE, "moderate", "--target", demo_server, "--prompt", prompt, answer)
     assert "safe" in moderated.lower()
-    assert "demo" in run(*GUARDWIRE, "info", "--target", demo_server)
+    assert "for trying" in run(*GUARDWIRE, "info", "--target", demo_server)
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
