@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
+OUT ?= build/demo-checkpoints
 BUF_VERSION := 1.75.0
 
 VENV := .venv
@@ -43,8 +44,8 @@ bench: $(DEVELOPMENT) ## Measure; results go to tests/bench/results (ARGS=--quic
 protos: $(DEVELOPMENT) ## Generate the Python stubs from protos/
 	PYTHON=$(BIN)/python protos/generate.sh
 
-demo-checkpoints: $(DEVELOPMENT) ## Train the demo checkpoints anew and print how good they are (up to an hour)
-	$(BIN)/python -m guardwire_server.demo.train $(ARGS)
+demo-checkpoints: $(DEVELOPMENT) ## Train the demo checkpoints anew, into build/, and print how good they are (up to an hour)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m guardwire_server.demo.train --out $(OUT) $(ARGS)
 
 $(RUNTIME): $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
