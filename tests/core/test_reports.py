@@ -82,6 +82,18 @@ def test_a_change_is_seen_across_the_place_where_a_stream_resumes() -> None:
     assert report(reporter, 0, "suuus") == [(4, "s")]
 
 
+def test_the_first_after_a_rollback_is_told_whenever_the_ones_before_it_are_judged() -> None:
+    early, late = VerdictReporter(UpdateMode.ON_CHANGE, 0), VerdictReporter(UpdateMode.ON_CHANGE, 0)
+    assert report(early, 0, "scc") == [(0, "sc")]
+    early.restart(3)
+    assert report(early, 3, "cc") == [(3, "c")]
+    assert report(late, 0, "s") == [(0, "s")]
+    late.restart(5)
+    late.restart(3)
+    assert report(late, 1, "cccc") == [(1, "c"), (3, "c")]
+    assert report(late, 5, "c") == []
+
+
 def test_after_a_rollback_the_next_token_is_told() -> None:
     reporter = VerdictReporter(UpdateMode.ON_CHANGE, 0)
     assert report(reporter, 0, "sss") == [(0, "s")]

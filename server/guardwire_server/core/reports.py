@@ -17,19 +17,24 @@ class VerdictReporter:
         self._on_change = update_mode is UpdateMode.ON_CHANGE
         self._resume_from = resume_from
         self._last: tuple[int, int, int] | None = None  # turn, risk level and category of the newest token
+        self._restarts: set[int] = set()  # first tokens after rollbacks, until they are judged
 
     def restart(self, next_index: int) -> None:
         """Reports the next token whatever it is: the caller rolled back to `next_index`.
 
         The tokens pushed from there on are new ones, whose verdicts no caller has had on any stream.
         """
-        self._last = None
+        # Tokens before `next_index` may still be without a verdict, so it is the index that is noted.
+        if self._on_change:
+            self._restarts = {index for index in self._restarts if index < next_index} | {next_index}
         self._resume_from = min(self._resume_from, next_index)
 
     def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
         """What to tell of the verdicts on the tokens of `turn` from index `start` on."""
         reports = []
-        for run_start, run_stop in self._changed_runs(turn, verdicts) if self._on_change else [(0, len(verdicts))]:
+        for run_start, run_stop in (
+            self._changed_runs(turn, start, verdicts) if self._on_change else [(0, len(verdicts))]
+        ):
             first, stop = max(start + run_start, self._resume_from), start + run_stop
             if first >= stop:
                 continue
@@ -44,12 +49,16 @@ class VerdictReporter:
             )
         return reports
 
-    def _changed_runs(self, turn: Turn, verdicts: VerdictArrays) -> list[tuple[int, int]]:
-        """Runs (start, stop) of tokens whose turn, risk level or category differs from the token before."""
+    def _changed_runs(self, turn: Turn, start: int, verdicts: VerdictArrays) -> list[tuple[int, int]]:
+        """Runs (start, stop) of tokens whose turn, risk level or category differs from the token before.
+
+        The first token after a rollback counts as different.
+        """
         runs: list[tuple[int, int]] = []
         for offset, (level, category) in enumerate(zip(verdicts.risk_levels, verdicts.categories, strict=True)):
             present = (turn.number, level, category)
-            if present != self._last:
+            if present != self._last or start + offset in self._restarts:
+                self._restarts.discard(start + offset)
                 if runs and runs[-1][1] == offset:
                     runs[-1] = (runs[-1][0], offset + 1)
                 else:
