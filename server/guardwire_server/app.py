@@ -33,6 +33,7 @@ from guardwire_server.model.loading import (
     load_stream_model,
     open_as,
 )
+from guardwire_server.model.native_kernels import load_native_kernels
 from guardwire_server.ready_file import claim_ready_file
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.health import HealthMonitor
@@ -73,6 +74,7 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
         StartupError: If a checkpoint or a setting is not as it must be.
     """
     device, dtype = choose_device_and_dtype(config.device, config.dtype)
+    kernels = load_native_kernels() if config.native_kernels and device.type == "cpu" else None
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     if config.stream_model == config.gen_model == "none":
@@ -89,6 +91,7 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
             ),
             max_context_tokens=config.max_context_tokens,
             kv_memory_gib=config.kv_memory_gib,
+            kernels=kernels,
             on_progress=on_progress,
         )
 

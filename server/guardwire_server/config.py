@@ -49,6 +49,9 @@ class ServerConfig(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
     num_threads: int = Field(default=0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
+    native_kernels: bool = Field(
+        default=True, description="compile kernels for this CPU at the first start, where there is a C++ compiler"
+    )
     max_sessions: Count = Field(default=1024, description="streams open at once")
     max_classify_calls: Count = Field(default=256, description="Classify calls waiting or running at once")
     max_tokens_per_message: Count = Field(default=4096, le=1_000_000, description="token ids in one message")

@@ -23,6 +23,7 @@ from guardwire_server.core.scheduler import Chunk, Read, StepPlan
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype
 from guardwire_server.model.checkpoint_weights import load_stream
+from guardwire_server.model.native_kernels import load_native_kernels
 from guardwire_server.model.stream_backend import TorchStreamBackend
 from tests.bench.progress import say
 from tests.bench.settings import Settings
@@ -43,7 +44,7 @@ def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
             "reforward": _median_s("reforward", _reforward(guard.model, device), settings, device),
             "cache": _median_s("cache", _cached(guard.model, device), settings, device),
         }
-        backend = TorchStreamBackend(guard, settings.num_streams * EXTENT_TOKENS)
+        backend = TorchStreamBackend(guard, settings.num_streams * EXTENT_TOKENS, load_native_kernels())
         for name, num_streams in (("ours_one", 1), ("ours_many", settings.num_streams)):
             seconds[name] = _median_s(name, partial(backend.step, _plan(num_streams)), settings, device)
     tokens_per_s = {name: 1 / duration_s for name, duration_s in seconds.items()}

@@ -35,6 +35,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.sequences: dict[int, ModelSequence] = {}
         self.waits_for: dict[int, int] = {}  # in the order of waiting
+        self.retired: dict[int, list[int]] = {}
+        self.num_reused = 0
         self.num_added = self.num_tokens = self.num_losses = 0
 
     @initialize(
@@ -82,6 +84,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         seq_id, _ = self.pick(data)
         self.forget(seq_id)
 
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        seq_id, sequence = self.pick(data)
+        kept = data.draw(st.integers(0, len(sequence.ids)))
+        self.scheduler.retire(seq_id, kept)
+        self.retired[seq_id] = sequence.ids[:kept]
+        del self.sequences[seq_id]
+        self.waits_for.pop(seq_id, None)
+
+    @precondition(lambda self: self.retired and len(self.sequences) < 6)
+    @rule(data=st.data(), reads=st.lists(reads_of_tokens, min_size=1, max_size=8))
+    def add_one_that_begins_like_a_retired_one(self, data: st.DataObject, reads: list[Read]) -> None:
+        ids = data.draw(st.sampled_from(list(self.retired.values())))
+        alike = ids[: data.draw(st.integers(0, len(ids)))][: ROOT - len(reads)]
+        self.add()
+        self.scheduler.extend(self.num_added, array("i", alike), bytes(len(alike)))
+        sequence = self.sequences[self.num_added]
+        sequence.ids += alike
+        sequence.reads += bytes(len(alike))
+        new_ids = range(self.num_tokens, self.num_tokens + len(reads))
+        self.num_tokens += len(reads)
+        self.scheduler.extend(self.num_added, array("i", new_ids), bytes(reads))
+        sequence.ids += new_ids
+        sequence.reads += reads
+        self.refile(self.num_added)
+
     @precondition(lambda self: self.waits_for)
     @rule()
     def step(self) -> None:
@@ -91,6 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.take(chunk)
         self.scheduler.complete(plan)
         assert self.num_losses <= self.scheduler.num_evictions
+        assert self.num_reused == self.scheduler.num_reused_tokens
 
     @precondition(lambda self: self.waits_for)
     @rule()
@@ -116,6 +146,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(sequence.num_done == len(sequence.ids) for sequence in self.sequences.values())
         for seq_id in tuple(self.sequences):
             self.forget(seq_id)
+        for seq_id in self.retired:
+            self.scheduler.remove(seq_id)
         if self.num_added:
             assert self.scheduler.arena_used == 0
 
@@ -134,9 +166,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take(self, chunk: Chunk) -> None:
         """Checks a chunk against the model: nothing twice, nothing left out, nothing misplaced."""
         sequence = self.sequences[chunk.seq_id]
-        if chunk.start != sequence.num_cached:
-            self.num_losses += 1
-            assert chunk.start == 0, "only an eviction makes a sequence be read again, and then from its beginning"
+        if chunk.start < sequence.num_cached:
+            self.num_losses += 1  # an eviction: it is read again, from its beginning or from where a retired one ends
+            sequence.num_cached = 0
+        if chunk.start > sequence.num_cached:
+            assert sequence.num_cached == 0, "only a sequence without anything can begin with what another one left"
+            assert not any(sequence.reads[sequence.num_done : chunk.start]), "a reading was skipped"
+            assert any(ids[: chunk.start] == sequence.ids[: chunk.start] for ids in self.retired.values())
+            sequence.num_done = max(sequence.num_done, chunk.start)
+            self.num_reused += chunk.start
         stop = chunk.start + len(chunk.ids)
         assert chunk.ids.tolist() == sequence.ids[chunk.start : stop]
         assert chunk.epoch == sequence.epoch

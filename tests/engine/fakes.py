@@ -8,6 +8,7 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from zlib import crc32
 
@@ -92,6 +93,7 @@ class FakeGenBackend:
 
     verdict_prefix = tuple(FIRST_CHARACTER + ord(character) for character in "Safety: ")
     end_ids = frozenset((IM_END,))
+    likely_answers: Mapping[bool, Sequence[tuple[int, ...]]] = MappingProxyType({False: (), True: ()})
 
     def __init__(self, num_tokens: int, answers: Mapping[str, str] | None = None) -> None:
         self._arena = SimulatedArena(num_tokens)
@@ -119,7 +121,8 @@ class FakeGenBackend:
         answer = self._answers.get(as_text(context[:prompt_stop]), "Safety: Safe\nCategories: None")
         answer_ids = [*as_ids(answer), IM_END]
         position = len(context) - prompt_stop - 1
-        assert context[prompt_stop + 1 :] == answer_ids[:position], "the arena holds another answer"
+        if context[prompt_stop + 1 :] != answer_ids[:position]:
+            return FIRST_CHARACTER + crc32(array("i", context).tobytes()) % 64  # after a guess that was wrong
         return answer_ids[position]
 
 

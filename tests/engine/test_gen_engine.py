@@ -1,3 +1,7 @@
+import dataclasses
+import random
+from collections.abc import Sequence
+
 import pytest
 
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
@@ -21,17 +25,18 @@ class Harness:
         limits: SchedulerLimits | None = None,
         num_roots: int = 4,
         root_tokens: int = 256,
+        likely_answers: Sequence[str] = (),
     ) -> None:
         self.clock = ManualClock()
         self.backend = FakeGenBackend(num_roots * root_tokens, answers)
+        self.backend.likely_answers = {mode: tuple(map(answer_ids, likely_answers)) for mode in (False, True)}
         self.delivered: list[CallResult] = []
-        self.engine = GenEngine(
-            scheduler(num_roots, root_tokens, limits), self.backend, self.delivered.extend, self.clock
-        )
+        self.scheduler = scheduler(num_roots, root_tokens, limits)
+        self.engine = GenEngine(self.scheduler, self.backend, self.delivered.extend, self.clock)
 
     def start(self, call_id: int, text: str, timeout_s: float | None = None) -> None:
         deadline_s = None if timeout_s is None else self.clock.now_s + timeout_s
-        self.engine.apply(StartCall(call_id, gen_prompt(text), deadline_s))
+        self.engine.apply(StartCall(call_id, gen_prompt(text), expects_refusal=False, deadline_s=deadline_s))
 
     def steps(self, num_steps: int) -> list[CallResult]:
         return [result for _ in range(num_steps) for result in self.engine.step()]
@@ -43,6 +48,11 @@ class Harness:
             results += self.engine.step()
         assert len(dict(results)) == len(results), "one result a call"
         return dict(results)
+
+    def answers(self) -> list[GeneratedAnswer]:
+        """As `run`, in the order of the calls, all of which must have succeeded."""
+        outcomes = [outcome for _, outcome in sorted(self.run().items(), key=lambda item: item[0])]
+        return [outcome for outcome in outcomes if isinstance(outcome, GeneratedAnswer)]
 
 
 def answer_ids(text: str) -> tuple[int, ...]:
@@ -115,6 +125,77 @@ def test_an_arena_far_too_small_gives_the_same_answers() -> None:
         assert answer.token_ids == answer_ids(SAFE)
         assert answer.probabilities == reference(text, SAFE).probabilities
     assert harness.engine.load.num_evictions > 0
+
+
+GRAMMAR = [SAFE, UNSAFE, "Safety: Unsafe\nCategories: PII", "Safety: Controversial\nCategories: Violent"]
+OTHERS = ["", "Safety", "Safety: Sad\nCategories: None", "Safety: Unsafe\nCategories: Violent, PII", "I can't say"]
+
+
+def test_a_right_guess_takes_one_pass() -> None:
+    harness = Harness({"bad": UNSAFE}, likely_answers=GRAMMAR)
+    harness.start(1, "good")
+    harness.start(2, "bad")
+    results = harness.run()
+    assert results[1] == dataclasses.replace(reference("good", SAFE), num_passes=1)
+    assert results[2] == dataclasses.replace(reference("bad", UNSAFE), num_passes=2), "the level, then the rest"
+
+
+def test_guesses_are_learned_from_what_was_answered() -> None:
+    harness = Harness({"bad": UNSAFE, "worse": UNSAFE, "worst": UNSAFE}, likely_answers=GRAMMAR)
+    passes = []
+    for call_id, text in enumerate(("bad", "worse", "worst")):
+        harness.start(call_id, text)
+        answer = harness.run()[call_id]
+        assert isinstance(answer, GeneratedAnswer)
+        passes.append(answer.num_passes)
+    assert passes == [2, 1, 1]
+
+
+def test_guesses_about_prompts_and_about_answers_are_kept_apart() -> None:
+    harness = Harness({"bad": f"{SAFE}\nRefusal: No"}, likely_answers=[SAFE])
+    for call_id, expects_refusal in enumerate((False, True, True, False)):
+        text = "bad" if expects_refusal else "good"
+        harness.engine.apply(StartCall(call_id, gen_prompt(text), expects_refusal, deadline_s=None))
+    assert {answer.num_passes for answer in harness.answers()} == {1, 13}
+    harness.engine.apply(StartCall(9, gen_prompt("bad"), expects_refusal=True, deadline_s=None))
+    assert harness.answers()[0].num_passes == 1
+
+
+def test_whatever_is_guessed_the_answer_is_the_greedy_one() -> None:
+    """Random traffic in an arena that is too small, with steps too small for a prompt: text and probabilities hold."""
+    rng = random.Random(7)
+    openings = ["a long instruction that begins every prompt; ", "another one that does the same thing; ", ""]
+    prompts = {f"{rng.choice(openings)}{rng.random()}": rng.choice([*GRAMMAR, *OTHERS]) for _ in range(200)}
+    limits = SchedulerLimits(max_num_batched_tokens=50, max_num_seqs=8, max_retired=5)
+    harness = Harness(prompts, limits, num_roots=2, root_tokens=256, likely_answers=GRAMMAR)
+    results: list[CallResult] = []
+    for call_id, prompt in enumerate(prompts):
+        harness.start(call_id, prompt)
+        for _ in range(rng.randrange(4)):
+            results += harness.engine.step()
+    outcomes = dict(results) | harness.run()
+    for call_id, (prompt, text) in enumerate(prompts.items()):
+        answer = outcomes[call_id]
+        assert isinstance(answer, GeneratedAnswer)
+        expected = reference(prompt, text)
+        if tuple(answer_ids(text)[: len(FakeGenBackend.verdict_prefix)]) != FakeGenBackend.verdict_prefix:
+            expected = dataclasses.replace(expected, probabilities=None)
+        assert dataclasses.replace(answer, num_passes=0) == dataclasses.replace(expected, num_passes=0)
+    assert harness.scheduler.num_reused_tokens > 0
+    assert harness.engine.load.num_sequences == 0
+
+
+def test_prompts_that_begin_alike_are_read_once() -> None:
+    opening = "the same instruction for every conversation: "
+    harness = Harness(likely_answers=GRAMMAR)
+    harness.start(1, f"{opening}first")
+    harness.run()
+    num_tokens = harness.engine.load.num_step_tokens
+    harness.start(2, f"{opening}second")
+    assert harness.run()[2] == dataclasses.replace(reference(f"{opening}second", SAFE), num_passes=1)
+    num_new = len("second") + 1 + len(SAFE)
+    assert harness.engine.load.num_step_tokens - num_tokens == num_new
+    assert harness.scheduler.num_reused_tokens == len(opening)
 
 
 def test_a_deadline_that_has_passed_costs_no_step() -> None:

@@ -14,10 +14,13 @@ from guardwire_server.core.scheduler import Chunk, Copy, Read, StepPlan
 from guardwire_server.model.backbone import Backbone, rows_to_read
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream
+from guardwire_server.model.native_forward import can_run
+from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
 from tests.model.checkpoints import write_stream_checkpoint
 
 CPU = torch.device("cpu")
 NUM_SLOTS = 1024
+KERNELS: NativeKernels | None = None
 SPLITS = [[70], [1] * 70, [1, 69], [69, 1], [33, 2, 1, 34], [64, 6]]
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 """Of hidden states, which are of the order of 1; bfloat16 has 8 bits, and the layers add their roundings up."""
@@ -25,11 +28,22 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_stream_checkpoint(tmp_path_factory.mktemp("backbone") / "tiny", layers=3)
+    return write_stream_checkpoint(tmp_path_factory.mktemp("backbone") / "tiny", layers=3, head_dim=32)
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs twice: with the compiled kernels and without."""
+    native = load_native_kernels() if request.param == "native" else None
+    if request.param == "native" and native is None:
+        pytest.skip("needs a C++ compiler (Debian: g++)")
+    monkeypatch.setattr(f"{__name__}.KERNELS", native)
 
 
 def backbone(path: Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    stepping = Backbone(load_stream(open_checkpoint(path), CPU, dtype).model, NUM_SLOTS)
+    model = load_stream(open_checkpoint(path), CPU, dtype).model
+    assert KERNELS is None or can_run(model, KERNELS)
+    stepping = Backbone(model, NUM_SLOTS, KERNELS)
     stepping.kv.keys.fill_(torch.nan)  # whoever reads a slot that nobody wrote is found out
     stepping.kv.values.fill_(torch.nan)
     return stepping
@@ -110,7 +124,7 @@ def test_copies_of_a_step_run_in_their_order(path: Path) -> None:
 
 
 def test_one_query_head_for_each_key_value_head(tmp_path: Path) -> None:
-    path = write_stream_checkpoint(tmp_path, heads=4, kv_heads=4)
+    path = write_stream_checkpoint(tmp_path, heads=4, kv_heads=4, head_dim=32)
     ids, stepping = token_ids(20), backbone(path)
     step(stepping, (Extent(0, 64), 0, ids[:15]))
     close(step(stepping, (Extent(0, 64), 15, ids[15:])), whole_forward(path, ids)[15:])

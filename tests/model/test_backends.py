@@ -19,7 +19,8 @@ from tests.model.checkpoints import write_gen_checkpoint
 
 CPU = torch.device("cpu")
 N, R, Q, L = Read.NOTHING, Read.RESPONSE, Read.QUERY, Read.LOGITS
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Of probabilities against float32; on the checkpoint here, transformers' own bfloat16 is 0.026 away from it."""
 
 
 def category_row(**probabilities: float) -> list[float]:
@@ -78,7 +79,7 @@ def test_each_head_reads_its_own_rows(stream_path: Path, dtype: torch.dtype) -> 
     first, second = ids_of(1, 5), ids_of(2, 4)
     backend = TorchStreamBackend(load_stream(open_checkpoint(stream_path), CPU, dtype), 256)
     readings = backend.step(plan_of((0, first, [N, Q, N, R, R]), (0, second, [R, Q, R, Q])))
-    responses, queries = oracle(stream_path, [first, second], dtype)
+    responses, queries = oracle(stream_path, [first, second])
     assert_close(readings.responses, [responses[0][3], responses[0][4], responses[1][0], responses[1][2]], dtype)
     assert_close(readings.queries, [queries[0][1], queries[1][1], queries[1][3]], dtype)
 
@@ -89,7 +90,7 @@ def test_verdicts_of_a_stepped_sequence_are_those_of_the_whole(stream_path: Path
     sequences = [ids_of(seed, 40) for seed in range(16)]
     backend = TorchStreamBackend(load_stream(open_checkpoint(stream_path), CPU, dtype), 128 * 16)
     backend.step(plan_of(*((0, ids[:20], [N] * 20) for ids in sequences)))
-    responses, _ = oracle(stream_path, sequences, dtype)
+    responses, _ = oracle(stream_path, sequences)
     for start in range(20, 40):
         readings = backend.step(plan_of(*((start, [ids[start]], [R]) for ids in sequences)))
         assert_close(readings.responses, [rows[start] for rows in responses], dtype)
@@ -102,11 +103,9 @@ def test_a_step_may_read_nothing(stream_path: Path) -> None:
 
 
 @torch.inference_mode()
-def oracle(
-    path: Path, sequences: Sequence[Sequence[int]], dtype: torch.dtype
-) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
-    """The risk probabilities of both heads at every position, from one whole forward pass for each sequence."""
-    guard = load_stream(open_checkpoint(path), CPU, dtype)
+def oracle(path: Path, sequences: Sequence[Sequence[int]]) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
+    """The risk probabilities of both heads at every position, in float32, from one whole pass for each sequence."""
+    guard = load_stream(open_checkpoint(path), CPU, torch.float32)
     guard.model.set_attn_implementation("sdpa")
     hidden = [guard.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in sequences]
     responses = [guard.response_probabilities(rows)[0].tolist() for rows in hidden]
@@ -128,6 +127,7 @@ def gen_backend(path: Path, verdict_ids: tuple[int, int, int] = (10, 20, 30)) ->
         end_ids=frozenset({7}),
         verdict_prefix=[1, 2],
         verdict_ids=verdict_ids,
+        likely_answers={},
     )
 
 
@@ -158,7 +158,13 @@ def test_between_equal_logits_the_lowest_id_wins(tmp_path: Path) -> None:
     weights = load_gen(open_checkpoint(path), CPU, torch.float32)
     equal_rows = weights.lm_head[:1].expand_as(weights.lm_head)
     backend = TorchGenBackend(
-        weights.backbone, equal_rows, 128, end_ids=frozenset(), verdict_prefix=[], verdict_ids=(3, 2, 1)
+        weights.backbone,
+        equal_rows,
+        128,
+        end_ids=frozenset(),
+        verdict_prefix=[],
+        verdict_ids=(3, 2, 1),
+        likely_answers={},
     )
     readings = backend.step(plan_of((0, [5, 6], [N, L])))
     assert list(readings.next_ids) == [0]

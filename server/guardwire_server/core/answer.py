@@ -8,7 +8,7 @@ Source: the output format in the checkpoint's chat template. Whatever else a mod
 was not judged is never safe: `parse_answer` then raises.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,6 +35,15 @@ class Answer:
     risk_level: RiskLevel
     categories: tuple[Category, ...]
     refusal: bool | None
+
+
+def answer_texts(*, expects_refusal: bool) -> Iterator[str]:
+    """The answers of the grammar with at most one category, the likeliest first."""
+    refusals = ("\nRefusal: No", "\nRefusal: Yes") if expects_refusal else ("",)
+    yield from (f"Safety: Safe\nCategories: None{refusal}" for refusal in refusals)
+    for level in ("Unsafe", "Controversial"):
+        for name in _CATEGORIES:
+            yield from (f"Safety: {level}\nCategories: {name}{refusal}" for refusal in refusals)
 
 
 def parse_answer(text: str, *, expects_refusal: bool) -> Answer:

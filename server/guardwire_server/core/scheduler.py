@@ -14,6 +14,9 @@ Memory: a sequence that needs a larger extent moves. When the arena is full, the
 needs the room does; where even that would not make the room, nobody does. So the head of the order always gets its
 room, nobody can take it away, and every step that has anything to do makes progress.
 
+Prefixes: a sequence that is over can be retired instead of removed. It keeps its extent as long as nobody needs the
+room, and a sequence that begins with the same tokens copies their keys and values instead of computing them.
+
 Integers only: no tensors, no clock, no threads.
 """
 
@@ -25,6 +28,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
+from guardwire_server.core.prefix_index import PrefixIndex
 
 
 class Read(IntEnum):
@@ -42,13 +46,15 @@ class SchedulerLimits:
 
     `max_num_batched_tokens`: the token budget of one step. `max_num_seqs`: sequences in one step.
     `short_extend_tokens`: extensions up to this length go before longer ones. `long_share`: the part of the budget,
-    0 to 1, that the longest waiting sequence gets at least when it is a long one.
+    0 to 1, that the longest waiting sequence gets at least when it is a long one. `max_retired`: sequences kept for
+    their prefixes.
     """
 
     max_num_batched_tokens: int = 512
     max_num_seqs: int = 256
     short_extend_tokens: int = 64
     long_share: float = 0.25
+    max_retired: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,9 @@ class Scheduler:
         self._sequences: dict[int, _Sequence] = {}
         self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
         self._idle: OrderedDict[int, _Sequence] = OrderedDict()
+        self._retired = PrefixIndex(limits.max_retired)
         self.num_evictions = 0
+        self.num_reused_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -136,8 +144,8 @@ class Scheduler:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that exist."""
-        return len(self._sequences)
+        """Sequences that exist, those that are retired left out."""
+        return len(self._sequences) - len(self._retired)
 
     @property
     def arena_tokens(self) -> int:
@@ -193,8 +201,19 @@ class Scheduler:
             return
         self._waiting.pop(seq_id, None)
         self._idle.pop(seq_id, None)
+        self._retired.remove(seq_id)
         if sequence.extent:
             self._arena.free(sequence.extent)
+
+    def retire(self, seq_id: int, num_tokens: int) -> None:
+        """Ends a sequence whose first `num_tokens` tokens, if they are cached, may be what others begin with."""
+        sequence = self._sequences[seq_id]
+        if sequence.num_cached < num_tokens:
+            self.remove(seq_id)
+            return
+        self.truncate(seq_id, num_tokens, sequence.epoch)
+        for dropped in self._retired.add(seq_id, sequence.ids):
+            self.remove(dropped)
 
     def schedule(self) -> StepPlan:
         """Plans the next step; its chunks' room in the arena is reserved."""
@@ -249,8 +268,28 @@ class Scheduler:
         if sequence.extent:
             copies.append(Copy(sequence.extent, extent, sequence.num_cached))
             self._arena.free(sequence.extent)
+        else:
+            self._reuse_prefix(sequence, extent, copies)
         sequence.extent = extent
         return True
+
+    def _reuse_prefix(self, sequence: _Sequence, extent: Extent, copies: list[Copy]) -> None:
+        """Copies what a retired sequence has in common with one that has nothing cached, up to what is to be read."""
+        seq_id, num_common = self._retired.longest(sequence.ids)
+        if seq_id is None:
+            return
+        unread = sequence.num_done
+        while unread < len(sequence.ids) - 1 and not sequence.reads[unread]:
+            unread += 1
+        num_tokens = min(num_common, unread)
+        donor = self._sequences[seq_id]
+        assert donor.extent is not None  # without one it would not be in the index
+        copies.append(Copy(donor.extent, extent, num_tokens))
+        sequence.num_cached = num_tokens
+        sequence.num_done = max(sequence.num_done, num_tokens)
+        self.num_reused_tokens += num_tokens
+        self._retired.touch(seq_id)
+        self._idle.move_to_end(seq_id)
 
     def _can_make_room(self, sequence: _Sequence, planned: Collection[int]) -> bool:
         """Whether the sequence would fit if all that may lose their extents did; if not, none should."""
@@ -265,10 +304,12 @@ class Scheduler:
     def _make_room(self, sequence: _Sequence, planned: Collection[int]) -> None:
         """Takes extents until there is room: the longest idle's, those of the ones that wait least, at last its own."""
         behind = itertools.takewhile(lambda other: other is not sequence, reversed(self._waiting.values()))
-        for other in itertools.chain(self._idle.values(), behind, (sequence,)):
+        for other in itertools.chain(tuple(self._idle.values()), behind, (sequence,)):
             if self._arena.has_room(len(sequence.ids)):
                 return
-            if other.extent and other.seq_id not in planned:
+            if other.seq_id in self._retired:
+                self.remove(other.seq_id)
+            elif other.extent and other.seq_id not in planned:
                 self._arena.free(other.extent)
                 other.extent = None
                 other.num_cached = 0

@@ -5,6 +5,7 @@ the plans name. It keeps no state between steps but the arena's contents.
 """
 
 from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,11 +47,14 @@ class GenReadings:
 class GenBackend(Protocol):
     """A Qwen3Guard-Gen model on a device.
 
-    `verdict_prefix` is what the answer begins with up to the verdict's word; `end_ids` end an answer.
+    `verdict_prefix` is what the answer begins with up to the verdict's word; `end_ids` end an answer. `likely_answers`
+    are the answers of the grammar in tokens, their end included, the likeliest first: those about a prompt (False) and
+    those about an answer (True).
     """
 
     verdict_prefix: tuple[int, ...]
     end_ids: frozenset[int]
+    likely_answers: Mapping[bool, Sequence[tuple[int, ...]]]
 
     def step(self, plan: StepPlan) -> GenReadings:
         """Runs one step. May raise anything; the sequences of the plan are lost then, the others are not."""

@@ -105,9 +105,10 @@ class Classifier:
                 f"the conversation has {len(prompt_ids)} tokens with the template, the limit is "
                 f"{self._max_prompt_tokens} ({MAX_ANSWER_TOKENS} are kept for the model's answer)",
             )
-        generated = await self._generate(prompt_ids, None if timeout_s is None else started_s + timeout_s)
-        text = self._renderer.text(generated.token_ids)
         role = messages[-1].role
+        deadline_s = None if timeout_s is None else started_s + timeout_s
+        generated = await self._generate(prompt_ids, role is Role.ASSISTANT, deadline_s)
+        text = self._renderer.text(generated.token_ids)
         answer, (action, reason, explanation) = _judge(text, role, policy)
         return Classification(
             answer=answer,
@@ -165,12 +166,14 @@ class Classifier:
             self._num_rendering -= 1
             self._ended.set()
 
-    async def _generate(self, prompt_ids: "array[int]", deadline_s: float | None) -> GeneratedAnswer:
+    async def _generate(
+        self, prompt_ids: "array[int]", expects_refusal: bool, deadline_s: float | None
+    ) -> GeneratedAnswer:
         call_id = next(self._call_ids)
         future: asyncio.Future[GeneratedAnswer] = asyncio.get_running_loop().create_future()
         self._futures[call_id] = future
         try:
-            self._thread.submit(self._engine, StartCall(call_id, prompt_ids, deadline_s))
+            self._thread.submit(self._engine, StartCall(call_id, prompt_ids, expects_refusal, deadline_s))
             return await future
         except asyncio.CancelledError:
             self._cancel(call_id)

@@ -1,4 +1,9 @@
-"""The generative model's side of the device thread: prompts in, greedy answers out, all running calls in one batch."""
+"""The generative model's side of the device thread: prompts in, greedy answers out, all running calls in one batch.
+
+An answer is guessed and verified instead of decoded token by token (core.answer_drafts): a pass over the prompt and a
+guessed answer gives the model's own choice after every token. Up to the first wrong guess these are exactly the choices
+of greedy decoding; there the sequence is cut, and goes on with the model's token and another guess.
+"""
 
 import time
 from array import array
@@ -6,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
+from guardwire_server.core.answer_drafts import AnswerDrafts
 from guardwire_server.core.errors import DeadlinePassed, EngineUnavailable, RequestError
 from guardwire_server.core.scheduler import Read, Scheduler, StepPlan
 from guardwire_server.core.verdict import RiskProbabilities
@@ -16,10 +22,14 @@ from guardwire_server.engine.faults import step_failed
 
 @dataclass(frozen=True, slots=True)
 class StartCall:
-    """Answer a templated prompt before `deadline_s`, a time of the engine's clock (None: no deadline)."""
+    """Answer a templated prompt before `deadline_s`, a time of the engine's clock (None: no deadline).
+
+    `expects_refusal`: whether the prompt asks about an answer, so that the verdict has a line more.
+    """
 
     call_id: int
     prompt_ids: "array[int]"
+    expects_refusal: bool
     deadline_s: float | None
 
 
@@ -49,8 +59,13 @@ CallResult = tuple[int, GeneratedAnswer | RequestError]
 
 @dataclass(slots=True)
 class _Call:
+    num_prompt_tokens: int
+    drafts: AnswerDrafts
     deadline_s: float | None
     answer_ids: list[int] = field(default_factory=list)
+    fed_ids: list[int] = field(
+        default_factory=list
+    )  # the answer as the model was given it: chosen tokens, then guesses
     probabilities: RiskProbabilities | None = None
     num_passes: int = 0
 
@@ -73,6 +88,7 @@ class GenEngine:
         self._on_results = on_results
         self._clock = clock
         self._calls: dict[int, _Call] = {}
+        self._drafts = {mode: AnswerDrafts(answers) for mode, answers in backend.likely_answers.items()}
         self.num_consecutive_failures = 0
         self.load = EngineLoad()
 
@@ -89,10 +105,12 @@ class GenEngine:
     def apply(self, message: StartCall | CancelCall) -> None:
         """Takes a message; a cancellation of a call that is over is passed over."""
         if isinstance(message, StartCall):
-            self._calls[message.call_id] = _Call(message.deadline_s)
+            drafts = self._drafts[message.expects_refusal]
+            call = _Call(len(message.prompt_ids), drafts, message.deadline_s)
+            self._calls[message.call_id] = call
             self._scheduler.add(message.call_id)
-            reads = bytes(len(message.prompt_ids) - 1) + bytes((Read.LOGITS,))
-            self._scheduler.extend(message.call_id, message.prompt_ids, reads)
+            self._scheduler.extend(message.call_id, message.prompt_ids[:-1], bytes(len(message.prompt_ids) - 1))
+            self._feed(message.call_id, call, message.prompt_ids[-1])
         else:
             self._remove(message.call_id)
         self._update_load(None)
@@ -143,19 +161,39 @@ class GenEngine:
         for chunk in plan.chunks:
             call = self._calls[chunk.seq_id]
             call.num_passes += 1
-            if chunk.reads[-1] != Read.LOGITS:
-                continue
-            token_id = readings.next_ids[num_read]
-            if tuple(call.answer_ids) == self._backend.verdict_prefix:
-                call.probabilities = RiskProbabilities(*readings.verdict_probabilities[3 * num_read : 3 * num_read + 3])
-            num_read += 1
-            call.answer_ids.append(token_id)
-            if token_id in self._backend.end_ids or len(call.answer_ids) >= MAX_ANSWER_TOKENS:
-                answer = GeneratedAnswer(tuple(call.answer_ids), call.probabilities, call.num_passes)
-                results.append(self._finish(chunk.seq_id, answer))
-            else:
-                self._scheduler.extend(chunk.seq_id, array("i", (token_id,)), bytes((Read.LOGITS,)))
+            first_read, num_read = num_read, num_read + chunk.reads.count(Read.LOGITS)
+            for index in range(first_read, num_read):
+                token_id = self._choose(call, readings, index)
+                if token_id in self._backend.end_ids or len(call.answer_ids) >= MAX_ANSWER_TOKENS:
+                    results.append(self._answer(chunk.seq_id, call))
+                    break
+                if call.fed_ids[len(call.answer_ids) - 1 : len(call.answer_ids)] != [token_id]:
+                    self._scheduler.truncate(chunk.seq_id, call.num_prompt_tokens + len(call.answer_ids) - 1, epoch=0)
+                    self._feed(chunk.seq_id, call, token_id)
+                    break
         return results
+
+    def _choose(self, call: _Call, readings: GenReadings, index: int) -> int:
+        """Appends the token that the model chooses after what is settled of the answer."""
+        if tuple(call.answer_ids) == self._backend.verdict_prefix:
+            call.probabilities = RiskProbabilities(*readings.verdict_probabilities[3 * index : 3 * index + 3])
+        token_id = readings.next_ids[index]
+        call.answer_ids.append(token_id)
+        return token_id
+
+    def _feed(self, call_id: int, call: _Call, token_id: int) -> None:
+        """Gives the model a settled token and a guess at the rest of the answer, but for its last token."""
+        guess = call.drafts.draft(call.answer_ids)[:-1]
+        call.fed_ids = [*call.answer_ids, *guess]
+        ids = array("i", (token_id, *guess))
+        self._scheduler.extend(call_id, ids, bytes((Read.LOGITS,)) * len(ids))
+
+    def _answer(self, call_id: int, call: _Call) -> CallResult:
+        """Ends a call that has its answer; the prompt's keys and values stay, for prompts that begin like it."""
+        call.drafts.count(call.answer_ids)
+        self._calls.pop(call_id)
+        self._scheduler.retire(call_id, call.num_prompt_tokens)
+        return call_id, GeneratedAnswer(tuple(call.answer_ids), call.probabilities, call.num_passes)
 
     def _finish(self, call_id: int, outcome: GeneratedAnswer | RequestError) -> CallResult:
         self._remove(call_id)

@@ -4,30 +4,59 @@ The model's layers come from transformers, so what they compute is what the refe
 (ragged_attention). This is the place for a faster forward over the same weights.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.model.native_forward import NativeForward, can_run
+from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.packed_linear import pack_linears
-from guardwire_server.model.ragged_attention import ATTENTION_NAME, KvTensors, build_batch, num_kv_heads
+from guardwire_server.model.ragged_attention import ATTENTION_NAME, KvTensors, RaggedBatch, build_batch, num_kv_heads
+
+
+class ModelForward:
+    """transformers' own layers over the arena: for every device and every shape."""
+
+    def __init__(self, model: Qwen3Model) -> None:
+        """Takes over a model."""
+        model.set_attn_implementation(ATTENTION_NAME)
+        pack_linears(model)
+        self._model = model
+
+    def __call__(self, batch: RaggedBatch) -> torch.Tensor:
+        """Hidden states [T, H] after the final norm; keys and values go into the batch's arena."""
+        output = self._model(
+            input_ids=batch.ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            batch=batch,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+def _choose_forward(model: Qwen3Model, kernels: NativeKernels | None) -> Callable[[RaggedBatch], torch.Tensor]:
+    return NativeForward(model, kernels) if kernels and can_run(model, kernels) else ModelForward(model)
 
 
 class Backbone:
     """A backbone with its arena. Owner and thread: one backend, on the device thread."""
 
-    def __init__(self, model: Qwen3Model, num_slots: int) -> None:
+    def __init__(self, model: Qwen3Model, num_slots: int, kernels: NativeKernels | None = None) -> None:
         """Takes over a loaded model.
 
         Args:
             model: In evaluation mode, on its device, in its dtype.
             num_slots: Token slots of the arena.
+            kernels: To compute with on a CPU, if the model's shapes fit them; None: torch alone.
         """
         config: Qwen3Config = model.config
-        model.set_attn_implementation(ATTENTION_NAME)
         weight = model.embed_tokens.weight
-        pack_linears(model)
-        self._model = model
+        self._forward = _choose_forward(model, kernels)
         self._num_groups = config.num_attention_heads // num_kv_heads(config)
         self.kv = KvTensors(config, num_slots, weight.device, weight.dtype)
 
@@ -40,16 +69,7 @@ class Backbone:
         """
         for move in plan.copies:
             self.kv.copy(move)
-        batch = build_batch(plan, self.kv, self._num_groups)
-        output = self._model(
-            input_ids=batch.ids.unsqueeze(0),
-            position_ids=batch.positions.unsqueeze(0),
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            batch=batch,
-        )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        return self._forward(build_batch(plan, self.kv, self._num_groups))
 
 
 def rows_to_read(plan: StepPlan, read: Read) -> torch.Tensor:

@@ -1,16 +1,17 @@
 """The generative model as the engine sees it: a plan in, next tokens and verdict probabilities out."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 from transformers import Qwen3Model
 
 from guardwire_server.core.scheduler import Read, StepPlan
 from guardwire_server.engine.backend import GenReadings
 from guardwire_server.model.backbone import Backbone, rows_to_read
+from guardwire_server.model.native_kernels import NativeKernels
+from guardwire_server.model.projections import projection
 
 
 class TorchGenBackend:
@@ -25,6 +26,8 @@ class TorchGenBackend:
         end_ids: frozenset[int],
         verdict_prefix: Sequence[int],
         verdict_ids: tuple[int, int, int],
+        likely_answers: Mapping[bool, Sequence[tuple[int, ...]]],
+        kernels: NativeKernels | None = None,
     ) -> None:
         """Takes over a loaded model.
 
@@ -35,18 +38,21 @@ class TorchGenBackend:
             end_ids: Tokens that end an answer.
             verdict_prefix: What an answer begins with up to the verdict's word.
             verdict_ids: The tokens that begin the words Safe, Controversial and Unsafe there.
+            likely_answers: As in engine.backend.GenBackend.
+            kernels: As in Backbone.
         """
-        self._backbone = Backbone(model, num_slots)
-        self._lm_head = lm_head
+        self._backbone = Backbone(model, num_slots, kernels)
+        self._lm_head = projection(lm_head, kernels)
         self._verdict_ids = torch.tensor(verdict_ids, device=lm_head.device)
         self.end_ids = end_ids
+        self.likely_answers = likely_answers
         self.verdict_prefix = tuple(verdict_prefix)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> GenReadings:
         """Runs one step. The highest logit wins, the lowest id between equals, as in transformers' greedy search."""
         hidden = self._backbone.step(plan)[rows_to_read(plan, Read.LOGITS)]
-        logits = linear(hidden, self._lm_head).float()
+        logits = self._lm_head(hidden).float()
         verdict = torch.softmax(logits[:, self._verdict_ids], dim=-1)
         return GenReadings(
             next_ids=array("i", logits.argmax(dim=-1).cpu().numpy().astype(np.int32).tobytes()),

@@ -17,7 +17,8 @@ from guardwire_server.model.checkpoint_template import load_chat_template
 from guardwire_server.model.checkpoint_weights import LoadProgress, load_gen, load_stream
 from guardwire_server.model.gen_backend import TorchGenBackend
 from guardwire_server.model.memory import choose_arena
-from guardwire_server.model.prompt import verdict_token_ids
+from guardwire_server.model.native_kernels import NativeKernels
+from guardwire_server.model.prompt import likely_answers, verdict_token_ids
 from guardwire_server.model.renderers import GenRenderer, StreamRenderer
 from guardwire_server.model.stream_backend import TorchStreamBackend
 from guardwire_server.model.tokens import Tokenizer, load_tokenizer
@@ -30,7 +31,8 @@ class LoadOptions:
     """How to load a model.
 
     `max_context_tokens` None: the model's own. `max_sequences`: how many at once, which bounds the arena.
-    `kv_memory_gib` None: from what is free. `on_progress` gives, for a model's name, what hears how far loading is.
+    `kv_memory_gib` None: from what is free. `kernels` None: torch alone. `on_progress` gives, for a model's name, what
+    hears how far loading is.
     """
 
     device: torch.device
@@ -39,6 +41,7 @@ class LoadOptions:
     step_limits: SchedulerLimits
     max_context_tokens: int | None = None
     kv_memory_gib: float | None = None
+    kernels: NativeKernels | None = None
     on_progress: Callable[[str], LoadProgress] | None = None
 
 
@@ -94,7 +97,7 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
     tokenizer = load_tokenizer(checkpoint)
     guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
-    backend = TorchStreamBackend(guard, scheduler.arena_tokens)
+    backend = TorchStreamBackend(guard, scheduler.arena_tokens, options.kernels)
     return StreamModel(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
@@ -113,15 +116,18 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
     tokenizer = load_tokenizer(checkpoint)
     template = load_chat_template(checkpoint.path)
     verdict = verdict_token_ids(tokenizer)
+    end_ids = checkpoint.eos_token_ids or (tokenizer.control.im_end,)
     weights = load_gen(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
     backend = TorchGenBackend(
         weights.backbone,
         weights.lm_head,
         scheduler.arena_tokens,
-        end_ids=frozenset(checkpoint.eos_token_ids) or frozenset({tokenizer.control.im_end}),
+        end_ids=frozenset(end_ids),
         verdict_prefix=verdict.prefix_ids,
         verdict_ids=(verdict.safe_id, verdict.controversial_id, verdict.unsafe_id),
+        likely_answers=likely_answers(tokenizer, end_ids[0]),
+        kernels=options.kernels,
     )
     return GenModel(
         checkpoint=checkpoint,

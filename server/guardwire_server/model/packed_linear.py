@@ -22,13 +22,19 @@ class PackedLinear(nn.Module):
         """Packs a weight [O, I], float32 or bfloat16, on the CPU."""
         super().__init__()
         self._out_features = weight.shape[0]
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), NUM_ROWS_HINT)
+        self._packed = pack(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [..., I] to [..., O], in the same dtype."""
         rows = x.reshape(-1, x.shape[-1])
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
         return product.view(*x.shape[:-1], self._out_features)
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """Lays a weight [O, I] out for oneDNN's linear operators; `can_pack` says for which it may be called."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), NUM_ROWS_HINT)
+    return packed
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guardwire_server.core.answer import answer_texts
 from guardwire_server.core.errors import InvalidField, StartupError
 from guardwire_server.core.verdict import Message, Role
 from guardwire_server.model.checkpoint_template import ChatTemplate
@@ -184,6 +185,16 @@ def verdict_token_ids(tokenizer: Tokenizer) -> VerdictTokens:
     if len(set(deciding)) != len(answers):
         raise StartupError("tokenizer.json: `Safe`, `Controversial` and `Unsafe` do not begin with distinct tokens")
     return VerdictTokens(tuple(answers[0][:num_common]), *deciding)
+
+
+def likely_answers(tokenizer: Tokenizer, end_id: int) -> dict[bool, tuple[tuple[int, ...], ...]]:
+    """The answers of the grammar in tokens, for prompts (False) and for answers (True); see engine.backend."""
+    return {
+        expects_refusal: tuple(
+            (*tokenizer.encode_plain(text), end_id) for text in answer_texts(expects_refusal=expects_refusal)
+        )
+        for expects_refusal in (False, True)
+    }
 
 
 def _turn(tokenizer: Tokenizer, run: Sequence[int]) -> list[int]:

@@ -157,21 +157,40 @@ def ragged_attention(
     keys, values = batch.kv.keys[layer], batch.kv.values[layer]
     keys.index_copy_(1, batch.slots, key[0])
     values.index_copy_(1, batch.slots, value[0])
-    kv_heads, num_tokens, head_dim = key.shape[1:]
-    grouped = query[0].view(kv_heads, -1, num_tokens, head_dim)  # [K, G, T, D]
-    output = torch.empty_like(grouped)
+    num_tokens, width = key.shape[2], query.shape[1] * query.shape[3]
+    output = torch.empty(num_tokens, width, dtype=query.dtype, device=query.device)
     with _few_threads(batch):
         for segment in batch.segments:
-            stop = segment.slot + segment.past + segment.end - segment.begin
-            rows = scaled_dot_product_attention(
-                grouped[:, :, segment.begin : segment.end].reshape(1, kv_heads, -1, head_dim),
-                keys[:, segment.slot : stop].unsqueeze(0),
-                values[:, segment.slot : stop].unsqueeze(0),
-                attn_mask=segment.mask,
-                scale=scaling,
-            )
-            output[:, :, segment.begin : segment.end] = rows.view(kv_heads, -1, segment.end - segment.begin, head_dim)
-    return output.flatten(0, 1).transpose(0, 1).unsqueeze(0), None
+            rows = slice(segment.begin, segment.end)
+            output[rows] = attend_segment(query[0, :, rows], keys, values, segment, scaling)
+    return output.view(1, num_tokens, query.shape[1], -1), None
+
+
+def attend_segment(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segment: Segment, scale: float
+) -> torch.Tensor:
+    """Attention of one segment's new tokens to its own extent.
+
+    Args:
+        query: [N, n, D], rotated.
+        keys: One layer of the arena [K, S, D], the new tokens' included.
+        values: Likewise.
+        segment: Whose tokens they are.
+        scale: What scores are multiplied by.
+
+    Returns:
+        [n, N D].
+    """
+    (kv_heads, _, head_dim), num_new = keys.shape, query.shape[1]
+    stop = segment.slot + segment.past + num_new
+    rows = scaled_dot_product_attention(
+        query.reshape(1, kv_heads, -1, head_dim),
+        keys[:, segment.slot : stop].unsqueeze(0),
+        values[:, segment.slot : stop].unsqueeze(0),
+        attn_mask=segment.mask,
+        scale=scale,
+    )
+    return rows.view(-1, num_new, head_dim).transpose(0, 1).reshape(num_new, -1)
 
 
 AttentionInterface.register(ATTENTION_NAME, ragged_attention)

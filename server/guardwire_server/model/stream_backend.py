@@ -9,15 +9,17 @@ from guardwire_server.core.scheduler import Read, StepPlan
 from guardwire_server.core.verdict import RiskLevel, VerdictArrays
 from guardwire_server.engine.backend import StreamReadings
 from guardwire_server.model.backbone import Backbone, rows_to_read
+from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.stream_guard import StreamGuard
 
 
 class TorchStreamBackend:
     """Implements engine.backend.StreamBackend. Owner and thread: the device thread."""
 
-    def __init__(self, guard: StreamGuard, num_slots: int) -> None:
+    def __init__(self, guard: StreamGuard, num_slots: int, kernels: NativeKernels | None = None) -> None:
+        """Takes over a loaded model; `num_slots` and `kernels` as in Backbone."""
         self._guard = guard
-        self._backbone = Backbone(guard.model, num_slots)
+        self._backbone = Backbone(guard.model, num_slots, kernels)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StreamReadings:
