@@ -7,15 +7,19 @@ from pathlib import Path
 
 _DEMO_DIRECTORY = Path(__file__).resolve().parent
 
+STREAM_NAME = "guardwire-demo-stream"
+GEN_NAME = "guardwire-demo-gen"
+"""Folder names of the checkpoints, which are the names of the models, too."""
+
 
 def stream_checkpoint_directory() -> Path:
     """Folder of the demo checkpoint with the file layout of Qwen3Guard-Stream."""
-    return _DEMO_DIRECTORY / "checkpoints" / "stream"
+    return _DEMO_DIRECTORY / "checkpoints" / STREAM_NAME
 
 
 def gen_checkpoint_directory() -> Path:
     """Folder of the demo checkpoint with the file layout of Qwen3Guard-Gen."""
-    return _DEMO_DIRECTORY / "checkpoints" / "gen"
+    return _DEMO_DIRECTORY / "checkpoints" / GEN_NAME
 
 
 def corpus_directory() -> Path:

@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from guardwire_server.demo.answers import Answer, AnswerSampler
 from guardwire_server.demo.augmentation import polish_prompt, roughen_prompt
 from guardwire_server.demo.corpus import Corpus, Split
+from guardwire_server.demo.exchanges import ExchangeSampler
 from guardwire_server.demo.prompts import Prompt, PromptSampler
+
+_WRITTEN_SHARE = 0.7
+"""Share of the answered messages that come with the answer written for them; the others draw both independently."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class ConversationSampler:
         self._rough = rough
         self._prompts = PromptSampler(corpus, split, self._rng)
         self._answers = AnswerSampler(corpus, split, self._rng)
+        self._exchanges = ExchangeSampler(corpus, split, self._rng)
 
     def sample(self, *, answered: float = 0.6) -> Conversation:
         """Draws one conversation; `answered` is the share that ends with an answer."""
@@ -78,7 +83,9 @@ class ConversationSampler:
             yield self.sample(answered=answered)
 
     def _exchange(self, *, answered: bool) -> Exchange:
-        prompt = self._prompts.sample()
-        answer = self._answers.sample(prompt) if answered else None
+        prompt, answer = self._prompts.sample(), None
+        if answered:
+            written = self._exchanges.sample() if self._rng.random() < _WRITTEN_SHARE else None
+            prompt, answer = written or (prompt, self._answers.sample(prompt))
         write = roughen_prompt if self._rough else polish_prompt
         return Exchange(replace(prompt, text=write(prompt.text, self._rng)), answer)

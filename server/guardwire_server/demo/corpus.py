@@ -3,7 +3,7 @@
 File format: a line `== name` opens a section, every other line that is neither empty nor a `#` comment is one
 pattern. In a pattern `[a|b|]` picks one alternative (nesting allowed) and `{word}` picks from the list of that name in
 `words.txt`, whose lines read `name: first, second, …`. `{goal}`, `{goal.ing}` and `{goal.past}` stand for a verb phrase
-that the caller gives.
+that the caller gives. In a section `… exchanges` a pattern is a user message and the answer to it, with ` >> ` between.
 
 Split: a pattern, or a word of a long list, is a candidate for the held-out half by a hash of its text, so that the
 split needs no file and adding a line moves no other line. A candidate pattern is held out if each of its content words
@@ -32,8 +32,19 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni|use|user|one|euro|usb|us\b)[aeiou])",
 
 _HELD_OUT_ONE_IN = 10
 _MIN_TRAINING_PATTERNS = 2  # in which each content word of a held-out pattern must stand
-_SPLIT_SALT = b"4"  # change it after looking at held-out errors: what was seen is no measure any more
+_SPLIT_SALT = b"5"  # change it after looking at held-out errors: what was seen is no measure any more
 _MIN_WORDS_TO_SPLIT = 12
+
+EXCHANGE_SEPARATOR = " >> "
+_HALVES_OF_EXCHANGES = {
+    "unsafe exchanges": ("unsafe sentences", "unsafe answers"),
+    "refused exchanges": ("unsafe sentences", None),
+    "warned exchanges": ("unsafe sentences", None),
+    "controversial exchanges": ("controversial sentences", "controversial answers"),
+    "soft exchanges": ("controversial sentences", None),
+    "safe exchanges": ("safe sentences", "safe answers"),
+}
+"""Sections that the halves of an exchange belong to as well; None where an answer makes sense in its place only."""
 
 
 def is_candidate(text: str) -> bool:
@@ -124,7 +135,26 @@ def _split_patterns(sections: dict[tuple[str, str], list[str]]) -> dict[tuple[Sp
             known = all(num_patterns[word] >= _MIN_TRAINING_PATTERNS for word in _content_words(line))
             split: Split = "held_out" if is_candidate(line) and known else "train"
             patterns.setdefault((split, stem, section), []).append(line)
+            if section in _HALVES_OF_EXCHANGES:
+                asked, answered = _halves(line, stem)
+                sentences, answers = _HALVES_OF_EXCHANGES[section]
+                patterns.setdefault((split, stem, sentences), []).append(asked)
+                if answers is not None:
+                    patterns.setdefault((split, stem, answers), []).append(answered)
     return patterns
+
+
+def _halves(line: str, stem: str) -> tuple[str, str]:
+    """User message and answer of an exchange.
+
+    Raises:
+        ValueError: The line is not an exchange, or a choice reaches across its middle.
+    """
+    asked, separator, answered = line.partition(EXCHANGE_SEPARATOR)
+    is_whole = all(half.count("[") == half.count("]") for half in (asked, answered))
+    if not separator or EXCHANGE_SEPARATOR in answered or not is_whole:
+        raise ValueError(f"{stem}.txt: not an exchange: {line}")
+    return asked.strip(), answered.strip()
 
 
 def _content_words(pattern: str) -> list[str]:

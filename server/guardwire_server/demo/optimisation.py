@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Item = TypeVar("Item")
 
@@ -72,7 +72,10 @@ def add_dropout(backbone: nn.Module) -> None:
 
 
 class AveragedOptimiser:
-    """AdamW under a one-cycle schedule, with an exponential average of the weights, which is what gets saved."""
+    """AdamW under a one-cycle schedule, with an exponential average of the weights, which is what gets saved.
+
+    Where several processes train together, each brings the loss of its own batch and all take the same step.
+    """
 
     def __init__(
         self, network: nn.Module, *, learning_rate: float, num_steps: int, average_decay: float = 0.998
@@ -93,6 +96,8 @@ class AveragedOptimiser:
     def step(self, loss: Tensor) -> None:
         """One update from `loss`."""
         loss.backward()  # type: ignore[no-untyped-call]
+        if distributed.is_initialized():
+            _average_gradients(self._network)
         nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
         self._optimiser.step()
         self._schedule.step()
@@ -109,6 +114,26 @@ class AveragedOptimiser:
         with torch.no_grad():
             for parameter, average in zip(self._network.parameters(), self._average, strict=True):
                 parameter.copy_(average)
+
+
+def process_rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _average_gradients(network: nn.Module) -> None:
+    """Replaces every gradient by its mean over all processes; what a batch did not touch counts as zero."""
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    start = 0
+    for parameter in parameters:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
 
 
 def _one_cycle(step: int, num_steps: int) -> float:

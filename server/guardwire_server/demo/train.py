@@ -1,39 +1,45 @@
 """Rebuilds the demo tokenizer and both demo checkpoints from the corpus, then prints the table of held-out accuracy.
 
-Run `python -m guardwire_server.demo.train --out DIR`; the same seed and library versions give the same checkpoints.
+Run `python -m guardwire_server.demo.train --out DIR`; the same seed, library versions and number of processes give the
+same checkpoints.
 """
 
 import argparse
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import distributed
 
-from guardwire_server.demo import corpus_directory, handwritten_file
+from guardwire_server.demo import GEN_NAME, STREAM_NAME, corpus_directory, handwritten_file
 from guardwire_server.demo.conversations import ConversationSampler
 from guardwire_server.demo.corpus import Corpus, load_corpus
 from guardwire_server.demo.evaluate import held_out_conversations, judge, read_handwritten
 from guardwire_server.demo.labels import CATEGORY_NAMES, UNSAFE, Label
 from guardwire_server.demo.networks import load_stream, save_gen, save_stream
+from guardwire_server.demo.optimisation import process_rank
 from guardwire_server.demo.report import format_table
 from guardwire_server.demo.train_gen import train_gen
 from guardwire_server.demo.train_stream import train_stream
 from guardwire_server.demo.training_data import control_id, gen_answer, guard_chat_template
 from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
-_TOKENIZER_CONVERSATIONS = 30_000
-_STREAM_STEPS = 3_000
-_GEN_STEPS = 900
+_TOKENIZER_CONVERSATIONS = 60_000
+_SEEDS_PER_PROCESS = 1_000
+_STREAM_STEPS = 4_800
+_GEN_STEPS = 1_400
 _HELD_OUT_CONVERSATIONS = 600
 
 
 class Progress:
     """One line on standard error that shows how far a training is; owned by the training loop's thread."""
 
-    def __init__(self, title: str, num_steps: int) -> None:
+    def __init__(self, title: str, num_steps: int, *, silent: bool = False) -> None:
+        self._silent = silent
         self._title = title
         self._num_steps = num_steps
         self._step = 0
@@ -44,7 +50,7 @@ class Progress:
         """Counts one step and now and then redraws the line."""
         self._step += 1
         self._loss = loss if self._step == 1 else 0.98 * self._loss + 0.02 * loss
-        if self._step % 25 and self._step != self._num_steps:
+        if self._silent or (self._step % 25 and self._step != self._num_steps):
             return
         elapsed_s = time.monotonic() - self._started_s
         left_s = elapsed_s / self._step * (self._num_steps - self._step)
@@ -66,29 +72,39 @@ def build_tokenizer(corpus: Corpus, seed: int) -> Tokenizer:
 
 
 def train(out: Path, *, seed: int, scale: float) -> None:
-    """Writes `stream/` and `gen/` under `out`."""
+    """Writes both checkpoints below `out`; every process of the group takes part, the first one writes."""
+    rank = process_rank()
     corpus = load_corpus(corpus_directory())
     template = guard_chat_template()
-    tokenizer = build_tokenizer(corpus, seed)
-    write_tokenizer(tokenizer, out / "stream", None)
-    write_tokenizer(tokenizer, out / "gen", template)
+    if rank == 0:
+        tokenizer = build_tokenizer(corpus, seed)
+        write_tokenizer(tokenizer, out / STREAM_NAME, None)
+        write_tokenizer(tokenizer, out / GEN_NAME, template)
+    distributed.barrier()
+    tokenizer = Tokenizer.from_file(str(out / STREAM_NAME / "tokenizer.json"))
+    first_seed = seed + 1 + rank * _SEEDS_PER_PROCESS  # no two processes see the same conversations
     stream_steps, gen_steps = int(_STREAM_STEPS * scale), int(_GEN_STEPS * scale)
-    progress = Progress("stream", stream_steps)
-    stream = train_stream(
-        ConversationSampler(corpus, "train", seed + 1),
-        tokenizer,
-        num_steps=stream_steps,
-        seed=seed,
-        on_step=progress.advance,
-    )
-    save_stream(stream, out / "stream")
+    progress = Progress("stream", stream_steps, silent=rank > 0)
+    sampler = ConversationSampler(corpus, "train", first_seed)
+    stream = train_stream(sampler, tokenizer, num_steps=stream_steps, seed=seed, on_step=progress.advance)
+    if rank == 0:
+        save_stream(stream, out / STREAM_NAME)
+    distributed.barrier()
     # From the saved, rounded weights: so Gen can be trained again from the files alone.
-    start = load_stream(out / "stream")
-    progress = Progress("gen", gen_steps)
-    sampler = ConversationSampler(corpus, "train", seed + 2)
+    start = load_stream(out / STREAM_NAME)
+    progress = Progress("gen", gen_steps, silent=rank > 0)
+    sampler = ConversationSampler(corpus, "train", first_seed + 1)
     gen = train_gen(sampler, tokenizer, template, start, num_steps=gen_steps, seed=seed, on_step=progress.advance)
-    eos = [control_id(tokenizer, "<|im_end|>"), control_id(tokenizer, "<|endoftext|>")]
-    save_gen(gen, eos, out / "gen")
+    if rank == 0:
+        eos = [control_id(tokenizer, "<|im_end|>"), control_id(tokenizer, "<|endoftext|>")]
+        save_gen(gen, eos, out / GEN_NAME)
+
+
+def _train_in_group(rank: int, num_processes: int, store: str, out: Path, seed: int, scale: float) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_processes)
+    train(out, seed=seed, scale=scale)
+    distributed.destroy_process_group()
 
 
 def evaluate(out: Path, names: list[str]) -> str:
@@ -102,17 +118,17 @@ def evaluate(out: Path, names: list[str]) -> str:
         }
     )
     return format_table(
-        {name: judge(out / "stream", out / "gen", conversations) for name, conversations in sets.items()}
+        {name: judge(out / STREAM_NAME, out / GEN_NAME, conversations) for name, conversations in sets.items()}
     )
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives stream/ and gen/")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the folders of both checkpoints")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of training steps")
-    parser.add_argument("--threads", type=int, default=2, help="threads that torch computes with")
+    parser.add_argument("--processes", type=int, default=2, help="processes that train together, one thread each")
     parser.add_argument(
         "--sets", nargs="*", default=["test"], help="hand-written sets to measure on, besides the template set"
     )
@@ -120,11 +136,15 @@ def main() -> None:
         "--evaluate-only", action="store_true", help="measure the checkpoints that are already in --out"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     started_s = time.monotonic()
     if not arguments.evaluate_only:
         shutil.rmtree(arguments.out, ignore_errors=True)
-        train(arguments.out, seed=arguments.seed, scale=arguments.scale)
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+                _train_in_group,
+                args=(arguments.processes, f"{folder}/store", arguments.out, arguments.seed, arguments.scale),
+                nprocs=arguments.processes,
+            )
         print(f"trained in {(time.monotonic() - started_s) / 60:.1f} minutes", file=sys.stderr)
     print(evaluate(arguments.out, arguments.sets))
 

@@ -17,13 +17,20 @@ from transformers.cache_utils import DynamicLayer
 
 from guardwire_server.demo.conversations import Conversation, ConversationSampler
 from guardwire_server.demo.networks import backbone_config
-from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
+from guardwire_server.demo.optimisation import (
+    AveragedOptimiser,
+    add_dropout,
+    length_batches,
+    pad,
+    pad_weights,
+    process_rank,
+)
 from guardwire_server.demo.training_data import IGNORED, GenRenderer
 from guardwire_server.model.stream_guard import StreamGuard
 
 _BATCH_TOKENS = 1_536
 _CONVERSATIONS_PER_ROUND = 6_000
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 1.5e-3
 _LABEL_SMOOTHING = 0.002
 _MAX_SUFFIX_TOKENS = 288
 _FIXED_WORDING_WEIGHT = 0.1
@@ -68,6 +75,7 @@ def train_gen(
     network.tie_weights()
     add_dropout(network.model)
     network.train()
+    torch.manual_seed(seed + process_rank())  # the same weights everywhere, other dropout in each process
     optimiser = AveragedOptimiser(network, learning_rate=_LEARNING_RATE, num_steps=num_steps)
     batches = _batches(sampler, GenRenderer(tokenizer, chat_template), random.Random(seed))
     for _ in range(num_steps):

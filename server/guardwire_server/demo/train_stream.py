@@ -10,16 +10,23 @@ from torch.nn.functional import cross_entropy
 
 from guardwire_server.demo.conversations import ConversationSampler
 from guardwire_server.demo.networks import answer_logits, hidden_states, new_stream_guard, query_logits
-from guardwire_server.demo.optimisation import AveragedOptimiser, add_dropout, length_batches, pad, pad_weights
+from guardwire_server.demo.optimisation import (
+    AveragedOptimiser,
+    add_dropout,
+    length_batches,
+    pad,
+    pad_weights,
+    process_rank,
+)
 from guardwire_server.demo.training_data import IGNORED, StreamRenderer, StreamSequence
 from guardwire_server.model.stream_guard import StreamGuard
 
 _BATCH_TOKENS = 2_048
 _CONVERSATIONS_PER_ROUND = 6_000
-_LEARNING_RATE = 2.5e-3
+_LEARNING_RATE = 3e-3
 _LABEL_SMOOTHING = 0.05
 _LANGUAGE_MODEL_WEIGHT = 0.15
-_LANGUAGE_MODEL_SHARE = 0.2
+_LANGUAGE_MODEL_SHARE = 0.1
 _MAX_SEQUENCE_TOKENS = 256
 
 
@@ -31,6 +38,7 @@ def train_stream(
     network = new_stream_guard(tokenizer.get_vocab_size())
     add_dropout(network.model)
     network.train()
+    torch.manual_seed(seed + process_rank())  # the same weights everywhere, other dropout in each process
     optimiser = AveragedOptimiser(network, learning_rate=_LEARNING_RATE, num_steps=num_steps)
     batches = _batches(sampler, StreamRenderer(tokenizer), random.Random(seed))
     for _ in range(num_steps):
