@@ -173,7 +173,7 @@ class LoadedModels:
     def give_back(self, server: RunningServer) -> None:
         """Takes the models of a server that has stopped."""
         models = [model for model in (server.models.stream, server.models.gen) if model]
-        if all(model.scheduler.num_sequences == model.scheduler.arena_used == 0 for model in models):
+        if all(model.scheduler.num_sequences == 0 for model in models):
             self._models[_loading_settings(server.config)] = server.models
 
 

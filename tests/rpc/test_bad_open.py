@@ -78,13 +78,6 @@ CASES = {
     "unknown input": bad_enum("input", "INPUT_KIND_TOKENS, INPUT_KIND_TEXT"),
     "unknown update mode": bad_enum("update_mode", "UPDATE_MODE_EVERY_TOKEN, UPDATE_MODE_ON_CHANGE"),
     "unknown context overflow": bad_enum("context_overflow", "CONTEXT_OVERFLOW_FAIL, CONTEXT_OVERFLOW_SLIDE"),
-    "sliding context": bad_option(
-        "context_overflow",
-        pb.CONTEXT_OVERFLOW_SLIDE,
-        grpc.StatusCode.UNIMPLEMENTED,
-        "SLIDE_NOT_SERVED",
-        "CONTEXT_OVERFLOW_FAIL",
-    ),
     "templated without a user": Case(
         templated_opening(answer_ids(30)), INVALID, "NO_USER_TURN", "open.templated.token_ids", "<|im_end|>"
     ),

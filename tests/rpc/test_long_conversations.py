@@ -10,6 +10,7 @@ from guardwire_server.core.ports import LONG_TEXT_CHARS
 from tests.rpc.messages import answer_ids, opening, tokens, user
 from tests.rpc.running_server import RunningServer, StartServer
 from tests.rpc.scripted_model import ScriptedModel
+from tests.rpc.stream_call import assert_same_verdicts
 
 SENTENCE = "The quick brown fox doesn't jump over the lazy dog. "
 LONG = SENTENCE * (LONG_TEXT_CHARS // len(SENTENCE) + 1)
@@ -66,6 +67,21 @@ async def test_long_prompt_beyond_the_context(start_server: StartServer) -> None
         "CONTEXT_OVERFLOW",
         "messages",
     )
+
+
+async def test_an_answer_that_slides_out_of_the_context(start_server: StartServer) -> None:
+    """Three times as many tokens as the context holds: the same verdicts whether they come one by one or in chunks."""
+    server = await start_server(max_context_tokens=64)
+    ids, begin = answer_ids(192), opening(context_overflow=pb.CONTEXT_OVERFLOW_SLIDE)
+    async with server.stream() as call:
+        one_by_one = await call.run(begin, *(tokens([token_id]) for token_id in ids))
+    async with server.stream() as call:
+        in_chunks = await call.run(begin, *(tokens(ids[start : start + 30], start) for start in range(0, 192, 30)))
+    assert [verdict.index for verdict in in_chunks.verdicts] == list(range(192))
+    assert_same_verdicts(in_chunks.verdicts, one_by_one.verdicts)
+    assert in_chunks.summary
+    assert in_chunks.summary.num_tokens == 192
+    await server.settled()
 
 
 async def test_long_calls_count_while_they_are_tokenised(start_server: StartServer) -> None:

@@ -26,6 +26,13 @@ class InputKind(Enum):
     TEXT = "text"
 
 
+class ContextOverflow(Enum):
+    """What happens when an answer outgrows the context: the stream fails, or the answer's older half is forgotten."""
+
+    FAIL = "fail"
+    SLIDE = "slide"
+
+
 class UpdateMode(Enum):
     """Which verdicts a stream sends."""
 
@@ -63,6 +70,7 @@ class OpenRequested:
     end_on_block: bool = False
     observe_only: bool = False
     resume_from: int = 0
+    context_overflow: ContextOverflow = ContextOverflow.FAIL
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,8 @@
 """What a stream tells its caller, put together from what the session knows."""
 
+from array import array
+from collections.abc import Sequence
+
 from guardwire_server.core.events import EndReason, PromptVerdict, SummaryGiven, TokenVerdicts, UpdateMode
 from guardwire_server.core.policy import Decision, DecisionReason, Policy
 from guardwire_server.core.transcript import Transcript, Turn
@@ -65,6 +68,20 @@ class VerdictReporter:
                     runs.append((offset, offset + 1))
             self._last = present
         return runs
+
+
+def join_reports(reports: Sequence[TokenVerdicts]) -> TokenVerdicts:
+    """Reports on consecutive tokens as one."""
+    text_end_offsets, marks = array(reports[0].text_end_offsets.typecode), bytearray()
+    for report in reports:
+        text_end_offsets.extend(report.text_end_offsets)
+        marks += report.scaffold or bytes(len(report.verdicts))
+    return TokenVerdicts(
+        start_index=reports[0].start_index,
+        verdicts=VerdictArrays.join([report.verdicts for report in reports]),
+        text_end_offsets=text_end_offsets,
+        scaffold=bytes(marks) if any(marks) else b"",
+    )
 
 
 def decide_unjudged(policy: Policy, transcript: Transcript, cause: str) -> Decision:

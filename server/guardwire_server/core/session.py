@@ -7,9 +7,15 @@ one `StreamEnded`, after which nothing comes.
 A stream that ends for a reason of its own (finish, a bad message, a timeout) first waits for the verdicts of all that
 was pushed before, so that no pushed token is left without its verdict: that is the state CLOSING. Only the loss of the
 caller, of the engine, or of patience (the maximum lifetime) ends it at once.
+
+An answer that may slide fills the context to the last token. What is pushed beyond waits, and so does every later
+message, until all before is judged; then the older half of the answer leaves the context, the newer half is read again
+without being judged again, and the waiting goes on. So a token's verdict depends on the tokens before it alone, not on
+how they were cut into messages or on how fast they were judged.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Sequence
 
 from guardwire_server.core import events as ev
@@ -27,6 +33,9 @@ from guardwire_server.core.reports import VerdictReporter, decide_unjudged, summ
 from guardwire_server.core.scheduler import Read
 from guardwire_server.core.transcript import Transcript
 from guardwire_server.core.transitions import TRANSITIONS, State, wrong_state
+
+MIN_WINDOW_TOKENS = 2
+"""An answer can slide if the context has room for two of its tokens: then there is a half to forget."""
 
 
 class Session:
@@ -48,6 +57,8 @@ class Session:
         self._reporter: VerdictReporter
         self._closing_error: RequestError | None = None
         self._drain: ev.DrainingNoted | None = None
+        self._overflow: array[int] | None = None  # tokens that wait for the context to slide
+        self._waiting: deque[ev.CallerEvent] = deque()  # messages that came after them
 
     @property
     def state(self) -> State:
@@ -59,22 +70,30 @@ class Session:
         """Whether the caller's next message should be taken now."""
         if self._state is State.CLOSING:
             return self._closing_error is None
+        if self._overflow is not None:
+            return False
         return self._transcript.num_pending < self._limits.max_pending_tokens
 
     def handle(self, event: ev.Event, now_s: float) -> list[ev.Output]:
         """Takes one event; returns what follows from it."""
         self._now_s = now_s
-        if self._state is State.ENDED:
-            return []
-        handler = TRANSITIONS.get((self._state, type(event)))
         outputs: list[ev.Output] = []
+        if self._overflow is not None and isinstance(event, ev.CallerEvent):
+            self._waiting.append(event)
+        else:
+            self._dispatch(event, outputs)
+        return outputs
+
+    def _dispatch(self, event: ev.Event, outputs: list[ev.Output]) -> None:
+        if self._state is State.ENDED:
+            return
+        handler = TRANSITIONS.get((self._state, type(event)))
         try:
             if handler is None:
                 raise wrong_state(self._state, event)
             getattr(self, handler)(event, outputs)
         except RequestError as error:
             self._close(error, outputs)
-        return outputs
 
     # --- the caller's messages -----------------------------------------------------------------------------------
 
@@ -116,9 +135,9 @@ class Session:
     def _roll_back(self, event: ev.RollbackRequested, outputs: list[ev.Output]) -> None:
         self._idle_since_s = self._now_s
         transcript, kept = self._transcript, event.num_tokens_kept
-        lowest, highest = transcript.present.first_index, transcript.num_pushed
+        first, lowest, highest = transcript.present.first_index, transcript.present.window_index, transcript.num_pushed
         if not lowest <= kept <= highest:
-            where = "into the prompt" if kept < lowest else "beyond the end"
+            where = "into the prompt" if kept < first else "out of the context" if kept < lowest else "beyond the end"
             raise OutOfRange(
                 "ROLLBACK_OUT_OF_RANGE",
                 "rollback.num_tokens_kept",
@@ -165,6 +184,7 @@ class Session:
         if decision.action > Action.ALLOW:
             turn.prompt_decision = decision
             self._announce(decision, outputs)
+        self._slide_if_judged(outputs)
         self._end_if_judged(outputs)
 
     def _take_verdicts(self, event: ev.TokensJudged, outputs: list[ev.Output]) -> None:
@@ -173,7 +193,7 @@ class Session:
         if not num_tokens:
             return
         turn = transcript.turn_at(event.position)
-        start = turn.first_index + event.position - turn.answer_position
+        start = turn.window_index + event.position - turn.answer_position
         if start != transcript.num_judged:
             raise AssertionError(f"verdicts from {start} on, but {transcript.num_judged} tokens are judged")
         decisions = []
@@ -188,6 +208,7 @@ class Session:
         outputs.extend(self._reporter.report(transcript, turn, start, event.verdicts.slice(0, num_tokens)))
         for decision in decisions:
             self._announce(decision, outputs)
+        self._slide_if_judged(outputs)
         self._end_if_judged(outputs)
 
     def _fail(self, event: ev.SequenceFailed, outputs: list[ev.Output]) -> None:
@@ -237,12 +258,31 @@ class Session:
 
     def _extend_answer(self, ids: "array[int]", field: str, outputs: list[ev.Output]) -> None:
         self._idle_since_s = self._now_s
-        if not ids:
+        limit, transcript = self._limits.max_context_tokens, self._transcript
+        slides = self._options.context_overflow is ev.ContextOverflow.SLIDE
+        if not slides or limit - transcript.present.answer_position < MIN_WINDOW_TOKENS:
+            self._require_room(len(ids), field)
+        room = limit - transcript.num_positions
+        fitting, overflow = ids[:room], ids[room:]
+        if fitting:
+            tail = transcript.answer_tail
+            transcript.push(fitting, self._renderer.scaffold.marks(fitting, tail[-1] if tail else None))
+            outputs.append(ev.ExtendSequence(fitting, bytes((Read.RESPONSE,)) * len(fitting)))
+        if overflow:
+            self._overflow = overflow
+            self._slide_if_judged(outputs)
+
+    def _slide_if_judged(self, outputs: list[ev.Output]) -> None:
+        """Goes on with what waits for the context to slide, once everything before is judged."""
+        if self._overflow is None or self._transcript.num_pending or self._state is State.ENDED:
             return
-        self._require_room(len(ids), field)
-        tail = self._transcript.answer_tail
-        self._transcript.push(ids, self._renderer.scaffold.marks(ids, tail[-1] if tail else None))
-        outputs.append(ev.ExtendSequence(ids, bytes((Read.RESPONSE,)) * len(ids)))
+        ids, self._overflow = self._overflow, None
+        kept = self._transcript.slide()
+        outputs.append(ev.TruncateSequence(self._transcript.present.answer_position, self._transcript.epoch))
+        outputs.append(ev.ExtendSequence(kept, bytes(len(kept))))
+        self._extend_answer(ids, "tokens.token_ids", outputs)
+        while self._waiting and self._overflow is None:
+            self._dispatch(self._waiting.popleft(), outputs)
 
     def _extend_with_text(self, tokens: Sequence[tuple[int, int]], outputs: list[ev.Output]) -> None:
         self._extend_answer(array("i", (token_id for token_id, _ in tokens)), "text.text", outputs)

@@ -10,7 +10,7 @@ that no later truncation took back still count.
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guardwire_server.core.events import RenderedTurn
 from guardwire_server.core.policy import Action, AnswerJudge, Decision, Policy
@@ -19,15 +19,22 @@ from guardwire_server.core.verdict import RiskLevel, Verdict
 
 @dataclass(slots=True)
 class Turn:
-    """A user message and the answer to it."""
+    """A user message and the answer to it.
+
+    `window_index` is the index of the answer's token at `answer_position`: its first one, until the context slides.
+    """
 
     number: int
     query_position: int
     answer_position: int
     judge: AnswerJudge
     first_index: int
+    window_index: int = field(init=False)
     prompt_verdict: Verdict | None = None
     prompt_decision: Decision | None = None
+
+    def __post_init__(self) -> None:
+        self.window_index = self.first_index
 
     @property
     def action(self) -> Action:
@@ -72,7 +79,7 @@ class Transcript:
 
     def position_of(self, index: int) -> int:
         """The position of a token of the present answer."""
-        return self.present.answer_position + index - self.present.first_index
+        return self.present.answer_position + index - self.present.window_index
 
     def turn_at(self, position: int) -> Turn:
         """The turn whose answer the token at `position` belongs to."""
@@ -110,6 +117,17 @@ class Transcript:
         self.epoch += 1
         self._truncations.append((self.epoch, position))
         return position
+
+    def slide(self) -> "array[int]":
+        """Takes the older half of the present answer out of the context; returns the ids that stay in it.
+
+        Indices go on, positions change. Only when everything is judged, so that no result is on its way.
+        """
+        turn = self.present
+        turn.window_index += (self.num_pushed - turn.window_index) // 2
+        self.num_positions = self.position_of(self.num_pushed)
+        self.epoch += 1
+        return self.pushed_ids[turn.window_index :]
 
     def num_valid(self, epoch: int, position: int, num_tokens: int) -> int:
         """How many of `num_tokens` results from `position` on, planned in `epoch`, are about tokens that still exist.

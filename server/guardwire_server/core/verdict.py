@@ -5,6 +5,7 @@ checkpoint's own label order is translated once, when it is loaded.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -117,6 +118,17 @@ class VerdictArrays:
             probabilities=RiskProbabilities(*self.probabilities[3 * index : 3 * index + 3]),
             category_probability=self.category_probabilities[index],
         )
+
+    @classmethod
+    def join(cls, parts: "Sequence[VerdictArrays]") -> "VerdictArrays":
+        """The verdicts of all parts, one part after another."""
+        joined = cls(array("B"), array("f"), array("B"), array("f"))
+        for part in parts:
+            joined.risk_levels.extend(part.risk_levels)
+            joined.probabilities.extend(part.probabilities)
+            joined.categories.extend(part.categories)
+            joined.category_probabilities.extend(part.category_probabilities)
+        return joined
 
     def slice(self, start: int, stop: int) -> "VerdictArrays":
         """The verdicts on tokens `start` to `stop` - 1."""

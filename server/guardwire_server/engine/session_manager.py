@@ -1,9 +1,10 @@
 """The open streams: admission, the way between caller and engine, timeouts.
 
-Theory of operation. One `StreamSession` per call couples a sans-I/O `Session` with its sequence in the engine. What the
-caller sends is handled at once; what follows goes either to the device thread or into the session's queue of updates,
-which the call's writer empties. A caller is only listened to while its session wants input and its updates are being
-read, so neither queue can grow beyond its bound: gRPC's flow control does the rest.
+Theory of operation. One `StreamSession` per stream couples a sans-I/O `Session` with its sequence in the engine. What
+the caller sends is handled at once; what follows goes either to the device thread or into the session's queue of
+updates, which the call's writer empties; verdicts that wait there together leave as one. A caller is only listened to
+while its session wants input and its updates are being read, so neither queue can grow beyond its bound: gRPC's flow
+control does the rest.
 """
 
 import asyncio
@@ -27,10 +28,12 @@ from guardwire_server.core.events import (
     SequenceFailed,
     StreamEnded,
     TimePassed,
+    TokenVerdicts,
     TruncateSequence,
     Update,
 )
 from guardwire_server.core.ports import SessionLimits, TurnRenderer, is_long
+from guardwire_server.core.reports import join_reports
 from guardwire_server.core.scheduler import Read
 from guardwire_server.core.session import Session
 from guardwire_server.engine.device_thread import DeviceThread
@@ -46,6 +49,9 @@ from guardwire_server.engine.stream_engine import (
 TICK_S = 0.5
 """How often sessions look at their deadlines, which are seconds to hours."""
 
+MAX_JOINED_TOKENS = 4096
+"""How many tokens' verdicts leave as one update: 80 KB on the wire."""
+
 
 @dataclass(frozen=True, slots=True)
 class ManagerLimits:
@@ -56,13 +62,16 @@ class ManagerLimits:
 
 
 class StreamSession:
-    """One open stream, for the duration of an `async with`. Owner: the call. Thread: the event loop.
+    """One open stream, for the duration of an `async with` or until `close`. Owner: the call. Thread: the event loop.
 
     Invariants: updates come in order and end exactly once; on leaving, its sequence is closed in the engine.
     """
 
-    def __init__(self, manager: "SessionManager", session: Session, seq_id: int) -> None:
+    def __init__(
+        self, manager: "SessionManager", session: Session, seq_id: int, on_change: Callable[[], None] | None
+    ) -> None:
         self._manager = manager
+        self._on_change = on_change
         self._session = session
         self._seq_id = seq_id
         self._updates: deque[Update] = deque()
@@ -80,7 +89,21 @@ class StreamSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the sequence, whatever happened."""
+        self.close()
+
+    def close(self) -> None:
+        """Forgets the stream and all that is pending of it."""
         self._manager.close(self._seq_id)
+
+    @property
+    def ended(self) -> StreamEnded | None:
+        """How the stream ended, once it has; updates may still wait."""
+        return self._end
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
+        return self._end is None and not self._may_send.is_set()
 
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
@@ -91,8 +114,7 @@ class StreamSession:
                 self._end = output
             else:
                 self._updates.append(output)
-        self._changed.set()
-        self._update_flow()
+        self._announce_change()
 
     def handle_result(self, event: EngineEvent) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
@@ -101,8 +123,7 @@ class StreamSession:
         except Exception:
             self._updates.clear()
             self._end = StreamEnded(internal_error("a result could not be handled"))
-            self._changed.set()
-            self._update_flow()
+            self._announce_change()
 
     async def handle_open(self, event: OpenRequested) -> None:
         """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""
@@ -122,15 +143,41 @@ class StreamSession:
             RequestError: When the stream ends with an error; after every update that came before it.
         """
         while True:
-            while self._updates:
-                yield self._updates.popleft()
-                self._update_flow()
+            while (update := self.take_update()) is not None:
+                yield update
             if self._end is not None:
                 break
             self._changed.clear()
             await self._changed.wait()
         if self._end.error is not None:
             raise self._end.error
+
+    def take_update(self) -> Update | None:
+        """The next thing to tell the caller; None if nothing waits. Verdicts on consecutive tokens come together."""
+        if not self._updates:
+            return None
+        update = self._updates.popleft()
+        if isinstance(update, TokenVerdicts):
+            update = self._with_following(update)
+        self._update_flow()
+        return update
+
+    def _with_following(self, first: TokenVerdicts) -> TokenVerdicts:
+        reports, next_index = [first], first.start_index + len(first.verdicts)
+        while self._updates and next_index - first.start_index < MAX_JOINED_TOKENS:
+            following = self._updates[0]
+            if not isinstance(following, TokenVerdicts) or following.start_index != next_index:
+                break
+            reports.append(following)
+            next_index += len(following.verdicts)
+            self._updates.popleft()
+        return join_reports(reports) if len(reports) > 1 else first
+
+    def _announce_change(self) -> None:
+        self._update_flow()
+        self._changed.set()
+        if self._on_change:
+            self._on_change()
 
     def _update_flow(self) -> None:
         is_read = len(self._updates) < self._manager.limits.max_queued_updates
@@ -174,8 +221,11 @@ class SessionManager:
         """Streams that are open."""
         return len(self._sessions)
 
-    def open(self) -> StreamSession:
-        """Admits a stream; use it as an async context manager.
+    def open(self, on_change: Callable[[], None] | None = None) -> StreamSession:
+        """Admits a stream; use it as an async context manager, or close it.
+
+        Args:
+            on_change: Called whenever there may be something to take from it, or room for more.
 
         Raises:
             Overloaded: At `max_sessions`.
@@ -191,7 +241,7 @@ class SessionManager:
         seq_id = next(self._seq_ids)
         session = Session(self._session_limits, self.renderer, self.now_s())
         self._thread.submit(self._engine, SequenceMessage(seq_id, OpenSequence()))
-        stream = self._sessions[seq_id] = StreamSession(self, session, seq_id)
+        stream = self._sessions[seq_id] = StreamSession(self, session, seq_id, on_change)
         return stream
 
     def close(self, seq_id: int) -> None:

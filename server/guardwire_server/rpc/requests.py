@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core import events as ev
-from guardwire_server.core.errors import InvalidField, NotServed
+from guardwire_server.core.errors import InvalidField
 from guardwire_server.core.policy import Policy
 from guardwire_server.core.verdict import Message, Role
 from guardwire_server.rpc.catalogue import Catalogue, ServedModel, check_fingerprint, check_model_name
@@ -24,6 +24,11 @@ _UPDATE_MODES = {
     pb.UPDATE_MODE_UNSPECIFIED: ev.UpdateMode.EVERY_TOKEN,
     pb.UPDATE_MODE_EVERY_TOKEN: ev.UpdateMode.EVERY_TOKEN,
     pb.UPDATE_MODE_ON_CHANGE: ev.UpdateMode.ON_CHANGE,
+}
+_CONTEXT_OVERFLOWS = {
+    pb.CONTEXT_OVERFLOW_UNSPECIFIED: ev.ContextOverflow.FAIL,
+    pb.CONTEXT_OVERFLOW_FAIL: ev.ContextOverflow.FAIL,
+    pb.CONTEXT_OVERFLOW_SLIDE: ev.ContextOverflow.SLIDE,
 }
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
 
@@ -88,7 +93,6 @@ class RequestReader:
         model = self._catalogue.require_stream_model()
         check_model_name(model, request.model, "open.model")
         check_fingerprint(model, request.tokenizer_fingerprint, "open.tokenizer_fingerprint")
-        _check_context_overflow(request.context_overflow)
         return ev.OpenRequested(
             prompt=self._prompt(request),
             policy=self._catalogue.policy(request.policy, "open.policy"),
@@ -98,6 +102,9 @@ class RequestReader:
             end_on_block=request.end_on_block,
             observe_only=request.observe_only,
             resume_from=request.resume_from,
+            context_overflow=_enum_value(
+                request.context_overflow, _CONTEXT_OVERFLOWS, "ContextOverflow", "open.context_overflow"
+            ),
         )
 
     def _prompt(self, request: pb.StreamOpen) -> "tuple[Message, ...] | array[int]":
@@ -179,13 +186,6 @@ def _check_turns(messages: Sequence[Message], field: str) -> None:
             raise InvalidField(
                 reason, f"{field}[{index}].role", f"user and assistant speak in turn, here the {expected.name.lower()}"
             )
-
-
-def _check_context_overflow(value: int) -> None:
-    if value == pb.CONTEXT_OVERFLOW_SLIDE:
-        raise NotServed("SLIDE_NOT_SERVED", "open.context_overflow", "this server serves CONTEXT_OVERFLOW_FAIL alone")
-    if value not in (pb.CONTEXT_OVERFLOW_UNSPECIFIED, pb.CONTEXT_OVERFLOW_FAIL):
-        raise _unknown_value(value, "ContextOverflow", "open.context_overflow")
 
 
 def _enum_value(value: int, values: Mapping[Any, _EnumT], enum_name: str, field: str) -> _EnumT:

@@ -11,11 +11,13 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core import events as ev
+from guardwire_server.core.errors import CallerError, RequestError
 from guardwire_server.core.policy import Action, Debounce, DecisionReason, Policy, Strictness, TurnRules
 from guardwire_server.core.verdict import Category, RiskLevel, RiskProbabilities, Role
 from guardwire_server.engine.classifier import Classification
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
+from guardwire_server.rpc.status import STATUS_CODES
 
 _END_REASONS = {
     ev.EndReason.FINISHED: pb.END_REASON_FINISHED,
@@ -73,6 +75,19 @@ class StreamWriter:
             num_tokens_left=update.num_tokens_left,
             limits=_limits(self._limits),
         )
+
+
+def stream_error(stream_id: int, error: RequestError) -> pb.StreamResponse:
+    """The error that ended one stream of ModerateStreams."""
+    return pb.StreamResponse(
+        stream_id=stream_id,
+        error=pb.StreamError(
+            code=STATUS_CODES[type(error)].value[0],
+            message=error.message,
+            reason=error.reason,
+            field=error.field if isinstance(error, CallerError) else "",
+        ),
+    )
 
 
 def classify_response(result: Classification, model: ServedModel, policy: Policy) -> pb.ClassifyResponse:

@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.core.errors import CallerError, InvalidField, NotServed, RequestError, StreamTimeout
+from guardwire_server.core.errors import CallerError, InvalidField, RequestError, StreamTimeout
 from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, SequenceFailed
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.session_manager import SessionManager, StreamSession
 from guardwire_server.rpc.catalogue import Catalogue
+from guardwire_server.rpc.many_streams import ManyStreams
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, classify_response, server_info
 from guardwire_server.rpc.status import to_status
@@ -78,9 +79,20 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
     async def ModerateStreams(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ModerateStreamsRequest], context: Context
     ) -> None:
-        """Not served yet."""
+        """Judges many answers on one call, while they are being written."""
         async with _errors_as_status(context):
-            raise NotServed("MODERATE_STREAMS_NOT_SERVED", "", "use one ModerateStream call per conversation")
+            model = self._catalogue.require_stream_model()
+            assert self._manager is not None  # it comes with the model
+            many = ManyStreams(self._manager, self._reader, model, self._catalogue.limits)
+            reader = asyncio.create_task(_read_many(request_iterator, many))
+            try:
+                async for response in many.responses():
+                    await self._send(response, context)
+                await reader  # raises what ended the input, if that was no end in good order
+            finally:
+                reader.cancel()
+                await asyncio.wait([reader])
+                many.close()
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: Context
@@ -135,14 +147,32 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             stream.handle(event)
 
     async def _write(self, stream: StreamSession, writer: StreamWriter, context: Context) -> None:
-        timeout_s = self._catalogue.limits.write_timeout_s
         async for update in stream.updates():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await context.write(writer.response(update))
-            except TimeoutError:
-                message = f"the caller read nothing for {timeout_s:g} s, the limit"
-                raise StreamTimeout("WRITE_TIMEOUT", message) from None
+            await self._send(writer.response(update), context)
+
+    async def _send(self, response: Message, context: Context) -> None:
+        timeout_s = self._catalogue.limits.write_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await context.write(response)
+        except TimeoutError:
+            message = f"the caller read nothing for {timeout_s:g} s, the limit"
+            raise StreamTimeout("WRITE_TIMEOUT", message) from None
+
+
+async def _read_many(requests: AsyncIterator[pb.ModerateStreamsRequest], many: ManyStreams) -> None:
+    """Hands the caller's messages to the streams of a ModerateStreams call.
+
+    Raises:
+        InvalidField: If a message cannot be parsed: then nobody knows whose it was.
+    """
+    try:
+        async for request in requests:
+            await many.take(request)
+    except DecodeError:
+        raise InvalidField("MALFORMED_REQUEST", "", "not a ModerateStreamsRequest") from None
+    finally:
+        many.end_input()
 
 
 @contextlib.asynccontextmanager

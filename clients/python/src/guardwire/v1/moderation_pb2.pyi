@@ -277,8 +277,8 @@ class _ContextOverflowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Conte
     CONTEXT_OVERFLOW_FAIL: _ContextOverflow.ValueType  # 1
     """The stream ends with OUT_OF_RANGE."""
     CONTEXT_OVERFLOW_SLIDE: _ContextOverflow.ValueType  # 2
-    """The prompt is kept, the oldest half of the answer is forgotten and indices go on. A server that does not
-    serve it answers UNIMPLEMENTED.
+    """Whenever the context is full, the prompt is kept, the older half of the present answer leaves the context, and
+    indices go on. No rollback reaches back into what has left. A user turn that does not fit ends the stream.
     """
 
 class ContextOverflow(_ContextOverflow, metaclass=_ContextOverflowEnumTypeWrapper):
@@ -289,8 +289,8 @@ CONTEXT_OVERFLOW_UNSPECIFIED: ContextOverflow.ValueType  # 0
 CONTEXT_OVERFLOW_FAIL: ContextOverflow.ValueType  # 1
 """The stream ends with OUT_OF_RANGE."""
 CONTEXT_OVERFLOW_SLIDE: ContextOverflow.ValueType  # 2
-"""The prompt is kept, the oldest half of the answer is forgotten and indices go on. A server that does not
-serve it answers UNIMPLEMENTED.
+"""Whenever the context is full, the prompt is kept, the older half of the present answer leaves the context, and
+indices go on. No rollback reaches back into what has left. A user turn that does not fit ends the stream.
 """
 Global___ContextOverflow: _TypeAlias = ContextOverflow  # noqa: Y015
 

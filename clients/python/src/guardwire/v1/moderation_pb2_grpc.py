@@ -82,8 +82,8 @@ class ModerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModerateStreams(self, request_iterator, context):
-        """Judges many conversations on one call, each under a stream id that the caller chooses. A server that does not
-        serve it answers UNIMPLEMENTED.
+        """Judges many conversations on one call, each under a stream id that the caller chooses. An error ends its stream
+        alone; the streams of a call share its flow control.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,8 +49,8 @@ class ModerationServiceStub:
     A call whose input ends without `finish` is abandoned: it ends with CANCELLED and nothing more is judged.
     """
     ModerateStreams: _grpc.StreamStreamMultiCallable[_moderation_pb2.ModerateStreamsRequest, _moderation_pb2.ModerateStreamsResponse]
-    """Judges many conversations on one call, each under a stream id that the caller chooses. A server that does not
-    serve it answers UNIMPLEMENTED.
+    """Judges many conversations on one call, each under a stream id that the caller chooses. An error ends its stream
+    alone; the streams of a call share its flow control.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_moderation_pb2.GetServerInfoRequest, _moderation_pb2.GetServerInfoResponse]
     """Tells the models, their tokenizers, the policies, the limits and the present load."""
@@ -69,8 +69,8 @@ class ModerationServiceAsyncStub(ModerationServiceStub):
     A call whose input ends without `finish` is abandoned: it ends with CANCELLED and nothing more is judged.
     """
     ModerateStreams: _aio.StreamStreamMultiCallable[_moderation_pb2.ModerateStreamsRequest, _moderation_pb2.ModerateStreamsResponse]  # type: ignore[assignment]
-    """Judges many conversations on one call, each under a stream id that the caller chooses. A server that does not
-    serve it answers UNIMPLEMENTED.
+    """Judges many conversations on one call, each under a stream id that the caller chooses. An error ends its stream
+    alone; the streams of a call share its flow control.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_moderation_pb2.GetServerInfoRequest, _moderation_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Tells the models, their tokenizers, the policies, the limits and the present load."""
@@ -104,8 +104,8 @@ class ModerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_moderation_pb2.ModerateStreamsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_moderation_pb2.ModerateStreamsResponse], _abc.AsyncIterator[_moderation_pb2.ModerateStreamsResponse]]:
-        """Judges many conversations on one call, each under a stream id that the caller chooses. A server that does not
-        serve it answers UNIMPLEMENTED.
+        """Judges many conversations on one call, each under a stream id that the caller chooses. An error ends its stream
+        alone; the streams of a call share its flow control.
         """
 
     @_abc_1.abstractmethod

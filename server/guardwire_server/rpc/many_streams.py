@@ -1,0 +1,135 @@
+"""Many streams on one call: what ModerateStreams adds to ModerateStream.
+
+Each stream is a session like any other; here is only who speaks for which one. All that the streams of a call have to
+tell goes into one message, and while that is being written the next one gathers. An error belongs to its stream and
+ends no other.
+
+A stream that pushes faster than it is judged, or a caller who does not read, holds the whole call's input back: the
+streams of a call share its flow control.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.core.errors import CallerError, RequestError
+from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested
+from guardwire_server.core.transitions import State, wrong_state
+from guardwire_server.engine.session_manager import SessionManager, StreamSession
+from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
+from guardwire_server.rpc.requests import RequestReader
+from guardwire_server.rpc.responses import StreamWriter, stream_error
+
+MAX_RESPONSES = 1024
+"""Responses in one message: with the usual one token each some 70 KB, far below gRPC's limit of 4 MiB."""
+
+
+class ManyStreams:
+    """The streams of one call. Owner: the call. Thread: the event loop.
+
+    Invariants: `_streams` holds the open ones, `_news` those of them that may have something to tell, in the order in
+    which they came to have it.
+    """
+
+    def __init__(
+        self, manager: SessionManager, reader: RequestReader, model: ServedModel, limits: RequestLimits
+    ) -> None:
+        self._manager = manager
+        self._reader = reader
+        self._model = model
+        self._limits = limits
+        self._streams: dict[int, tuple[StreamSession, StreamWriter]] = {}
+        self._news: dict[int, None] = {}
+        self._refusals: deque[pb.StreamResponse] = deque()
+        self._changed = asyncio.Event()
+        self._has_input = True
+
+    async def take(self, message: pb.ModerateStreamsRequest) -> None:
+        """Takes a message; returns when the next one may come."""
+        for item in message.requests:
+            await self._take_one(item)
+        while any(self._is_held(item.stream_id) for item in message.requests):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def end_input(self) -> None:
+        """The caller sends nothing more; streams that did not finish are abandoned."""
+        self._has_input = False
+        for stream, _ in self._streams.values():
+            stream.handle(InputEnded())
+        self._changed.set()
+
+    async def responses(self) -> AsyncIterator[pb.ModerateStreamsResponse]:
+        """What to tell the caller, until the input has ended and every stream, too."""
+        while self._has_input or self._streams or self._refusals:
+            if responses := list(self._gather()):
+                self._changed.set()  # there is room for more input now
+                yield pb.ModerateStreamsResponse(responses=responses)
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def close(self) -> None:
+        """Forgets every stream that is still open."""
+        for stream, _ in self._streams.values():
+            stream.close()
+        self._streams.clear()
+
+    async def _take_one(self, item: pb.StreamRequest) -> None:
+        try:
+            event: CallerEvent = self._reader.stream_event(item.request)
+        except CallerError as error:
+            event = InputRefused(error)
+        if item.stream_id not in self._streams and not self._admit(item.stream_id, event):
+            return
+        stream, _ = self._streams[item.stream_id]
+        if isinstance(event, OpenRequested):
+            await stream.handle_open(event)
+        else:
+            stream.handle(event)
+
+    def _admit(self, stream_id: int, event: CallerEvent) -> bool:
+        """Opens a stream whose first message this is; False, and the caller is told, if that cannot be."""
+        try:
+            if isinstance(event, InputRefused):
+                raise event.error
+            if not isinstance(event, OpenRequested):
+                raise wrong_state(State.AWAITING_OPEN, event)
+            stream = self._manager.open(partial(self._note, stream_id))
+        except RequestError as error:
+            self._refusals.append(stream_error(stream_id, error))
+            self._changed.set()
+            return False
+        self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits)
+        return True
+
+    def _is_held(self, stream_id: int) -> bool:
+        return stream_id in self._streams and self._streams[stream_id][0].is_held
+
+    def _note(self, stream_id: int) -> None:
+        self._news[stream_id] = None
+        self._changed.set()
+
+    def _gather(self) -> Iterator[pb.StreamResponse]:
+        """The next responses, at most MAX_RESPONSES of them; a stream whose last one this is leaves."""
+        num_left = MAX_RESPONSES
+        while self._refusals and num_left:
+            yield self._refusals.popleft()
+            num_left -= 1
+        while self._news and num_left:
+            stream_id = next(iter(self._news))
+            stream, writer = self._streams[stream_id]
+            update = stream.take_update()
+            if update is not None:
+                yield pb.StreamResponse(stream_id=stream_id, response=writer.response(update))
+                num_left -= 1
+                continue
+            del self._news[stream_id]
+            if stream.ended:
+                if stream.ended.error:
+                    yield stream_error(stream_id, stream.ended.error)
+                    num_left -= 1
+                del self._streams[stream_id]
+                stream.close()
