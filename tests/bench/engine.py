@@ -6,6 +6,8 @@ Three ways, on the same weights, context and threads:
 - `cache`: transformers' own key-value cache, one stream after another, one token a call;
 - `reforward`: the whole sequence again for every token, which is what the reference implementation does
   (QwenLM/Qwen3Guard issue 22).
+
+Every figure of ours comes with its floor (tests/bench/ceilings.py): what the step must take at least on this machine.
 """
 
 import statistics
@@ -18,63 +20,111 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, Qwen3Model
 
-from guardwire_server.core.kv_arena import Extent
+from guardwire_server.core.kv_arena import Extent, extent_capacity
 from guardwire_server.core.scheduler import Chunk, Read, StepPlan
+from guardwire_server.model.backbone import Backbone
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype
 from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.native_kernels import load_native_kernels
-from guardwire_server.model.stream_backend import TorchStreamBackend
+from tests.bench.ceilings import Ceilings, body_parameters, measure_ceilings
 from tests.bench.progress import say
 from tests.bench.settings import Settings
 
-CONTEXT_TOKENS = 128
-EXTENT_TOKENS = 256
+CONTEXT_TOKENS = 512
+PREFILL_TOKENS = 512
+GROWTH_CONTEXTS = (64, 512, 2048)
 TOKEN_ID = 1879
 
 
 def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
-    """Milliseconds and tokens per second of each way, at a context of 128 tokens."""
+    """Milliseconds, floors and ratios of each way."""
     device, dtype = choose_device_and_dtype()
     say(f"loading the model for the engine's comparison ({str(dtype).removeprefix('torch.')}, {device})")
-    guard = load_stream(open_checkpoint(str(checkpoint)), device, dtype)
+    model = load_stream(open_checkpoint(str(checkpoint)), device, dtype).model
+    config, many = model.config, settings.num_streams
+    ceilings = measure_ceilings(config)
     with torch.inference_mode():
-        guard.model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("sdpa")
         seconds = {
-            "reforward": _median_s("reforward", _reforward(guard.model, device), settings, device),
-            "cache": _median_s("cache", _cached(guard.model, device), settings, device),
+            "reforward": _median_s("reforward", _reforward(model, device), settings, device),
+            "cache": _median_s("cache", _cached(model, device), settings, device),
         }
-        backend = TorchStreamBackend(guard, settings.num_streams * EXTENT_TOKENS, load_native_kernels())
-        for name, num_streams in (("ours_one", 1), ("ours_many", settings.num_streams)):
-            seconds[name] = _median_s(name, partial(backend.step, _plan(num_streams)), settings, device)
-    tokens_per_s = {name: 1 / duration_s for name, duration_s in seconds.items()}
-    tokens_per_s["ours_many"] *= settings.num_streams
+        kernels = load_native_kernels() if device.type == "cpu" else None
+        backbone = Backbone(model, many * extent_capacity(max(GROWTH_CONTEXTS) + 1), kernels)
+        _fill(backbone, many)
+        seconds["prefill"] = _median_s("prefill", partial(backbone.step, _prefill()), settings, device)
+        seconds["ours_one"] = _median_s("ours_one", partial(backbone.step, _plan(1, CONTEXT_TOKENS)), settings, device)
+        for context in GROWTH_CONTEXTS:
+            name = f"ours_many_{context}"
+            seconds[name] = _median_s(name, partial(backbone.step, _plan(many, context)), settings, device)
+    # The weights lie in bfloat16 wherever kernels or the dtype allow it.
+    weight_bytes = 2 if kernels or dtype.itemsize == 2 else dtype.itemsize
+    floor = partial(ceilings.floor_s, config, weight_bytes=weight_bytes, dtype=dtype)
+    floors = {"ours_one": floor([CONTEXT_TOKENS])} | {
+        f"ours_many_{context}": floor([context] * many) for context in GROWTH_CONTEXTS
+    }
+    floors["prefill"] = floor(list(range(PREFILL_TOKENS)))
     return {
         "context_tokens": CONTEXT_TOKENS,
         "num_threads": torch.get_num_threads(),
+        "has_native_kernels": kernels is not None,
+        "bandwidth_gb_per_s": ceilings.bandwidth / 1e9,
+        "matrix_gflop_per_s": ceilings.matrix_rate / 1e9,
         "step_ms": {name: 1000 * duration_s for name, duration_s in seconds.items()},
-        "tokens_per_s": tokens_per_s,
-        "speedup_over_cache": tokens_per_s["ours_many"] / tokens_per_s["cache"],
-        "speedup_over_reforward": tokens_per_s["ours_many"] / tokens_per_s["reforward"],
+        "floor_ms": {name: 1000 * floor_s for name, floor_s in floors.items()},
+    } | _ratios(seconds, floors, many, ceilings, PREFILL_TOKENS * 2 * body_parameters(config))
+
+
+def _ratios(
+    seconds: dict[str, float], floors: dict[str, float], many: int, ceilings: Ceilings, prefill_flop: int
+) -> dict[str, object]:
+    """What the bars are about."""
+    ours_many = seconds[f"ours_many_{CONTEXT_TOKENS}"]
+    shortest, longest = (f"ours_many_{GROWTH_CONTEXTS[index]}" for index in (0, -1))
+    return {
+        "many_over_cache": many * seconds["cache"] / ours_many,
+        "many_over_reforward": many * seconds["reforward"] / ours_many,
+        "many_of_floor": floors[f"ours_many_{CONTEXT_TOKENS}"] / ours_many,
+        "one_over_cache": seconds["cache"] / seconds["ours_one"],
+        "one_of_floor": floors["ours_one"] / seconds["ours_one"],
+        "prefill_of_matrix_rate": prefill_flop / seconds["prefill"] / ceilings.matrix_rate,
+        "growth_over_floors": (seconds[longest] / seconds[shortest]) / (floors[longest] / floors[shortest]),
     }
 
 
-def _plan(num_streams: int) -> StepPlan:
+def _fill(backbone: Backbone, num_streams: int) -> None:
+    """Writes the slots that will be read: memory that nobody has written costs nothing to read."""
+    extent_tokens = extent_capacity(max(GROWTH_CONTEXTS) + 1)
+    for number in range(num_streams):
+        for tensor in (backbone.kv.keys, backbone.kv.values):
+            tensor[:, :, number * extent_tokens : number * extent_tokens + max(GROWTH_CONTEXTS) + 1] = 0.1
+
+
+def _plan(num_streams: int, context: int) -> StepPlan:
     """One token for each of some sequences; what the arena holds of the context is as good as any other numbers."""
+    extent_tokens = extent_capacity(max(GROWTH_CONTEXTS) + 1)
     return StepPlan(
         (),
         tuple(
             Chunk(
                 seq_id=number,
                 epoch=0,
-                start=CONTEXT_TOKENS,
+                start=context,
                 ids=array("i", [TOKEN_ID]),
                 reads=bytes((Read.RESPONSE,)),
-                extent=Extent(number * EXTENT_TOKENS, EXTENT_TOKENS),
+                extent=Extent(number * extent_tokens, extent_tokens),
             )
             for number in range(num_streams)
         ),
     )
+
+
+def _prefill() -> StepPlan:
+    """A whole prompt of one sequence."""
+    ids = array("i", [TOKEN_ID] * PREFILL_TOKENS)
+    chunk = Chunk(seq_id=0, epoch=0, start=0, ids=ids, reads=bytes(len(ids)), extent=Extent(0, len(ids)))
+    return StepPlan((), (chunk,))
 
 
 def _reforward(model: Qwen3Model, device: torch.device) -> Callable[[], object]:

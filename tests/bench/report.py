@@ -42,12 +42,27 @@ def print_tables(result: Result, bars: Sequence[Bar]) -> None:
         "reforward": "whole sequence again, 1 stream",
         "cache": "transformers' cache, 1 stream",
         "ours_one": "this engine, 1 stream",
-        "ours_many": f"this engine, {num_streams} streams",
+        **{
+            name: f"this engine, {num_streams} streams, context {name.rpartition('_')[2]}"
+            for name in engine["step_ms"]
+            if name.startswith("ours_many")
+        },
+        "prefill": "this engine, a prompt of that length",
     }
+    print(
+        f"\nceilings: {engine['bandwidth_gb_per_s']:.1f} GB/s, {engine['matrix_gflop_per_s']:.0f} GFLOP/s; "
+        f"native kernels: {'yes' if engine['has_native_kernels'] else 'no'}"
+    )
+    floors = engine["floor_ms"]
     _print_table(
-        (f"engine alone, context {engine['context_tokens']}", "tokens/s", "ms a step"),
+        (f"engine alone, context {engine['context_tokens']}", "ms a step", "floor", "of floor"),
         [
-            (label, f"{engine['tokens_per_s'][name]:.1f}", f"{engine['step_ms'][name]:.1f}")
+            (
+                label,
+                f"{engine['step_ms'][name]:.1f}",
+                f"{floors[name]:.1f}" if name in floors else "",
+                f"{100 * floors[name] / engine['step_ms'][name]:.0f} %" if name in floors else "",
+            )
             for name, label in labels.items()
         ],
     )

@@ -17,6 +17,12 @@ BUSY_LOAD_AVERAGE = 0.5
 BARS = (
     Bar("streams", "speedup", 6.0, "16 streams give at least 6 times the tokens per second of one"),
     Bar("streams", "sequences_per_step", 8.0, "an engine step takes more than 8 of 16 streams"),
+    Bar("engine", "many_over_cache", 18.0, "16 streams: times the plain key-value cache"),
+    Bar("engine", "many_over_reforward", 200.0, "16 streams: times the reference's behaviour"),
+    Bar("engine", "many_of_floor", 0.65, "16 streams: share of the floor"),
+    Bar("engine", "one_over_cache", 2.8, "1 stream: times the plain key-value cache"),
+    Bar("engine", "one_of_floor", 0.75, "1 stream: share of the floor"),
+    Bar("engine", "prefill_of_matrix_rate", 0.85, "a prompt of 512 tokens: share of the matrix rate"),
 )
 
 

@@ -17,6 +17,7 @@ from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.native_forward import can_run
 from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
 from tests.model.checkpoints import write_stream_checkpoint
+from tests.tools import skip_without
 
 CPU = torch.device("cpu")
 NUM_SLOTS = 1024
@@ -36,7 +37,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every test runs twice: with the compiled kernels and without."""
     native = load_native_kernels() if request.param == "native" else None
     if request.param == "native" and native is None:
-        pytest.skip("needs a C++ compiler (Debian: g++)")
+        skip_without("a C++ compiler (Debian: g++)")
     monkeypatch.setattr(f"{__name__}.KERNELS", native)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from guardwire_server.model import native_kernels
 from guardwire_server.model.native_kernels import Epilogue, NativeKernels, load_native_kernels
+from tests.tools import skip_without
 
 EPS = 1e-6
 DTYPES = [torch.float32, torch.bfloat16]
@@ -23,7 +24,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 def kernels() -> NativeKernels:
     loaded = load_native_kernels()
     if loaded is None:
-        pytest.skip("needs a C++ compiler (Debian: g++)")
+        skip_without("a C++ compiler (Debian: g++)")
     return loaded
 
 
@@ -183,6 +184,14 @@ def test_the_library_is_compiled_once(kernels: NativeKernels, tmp_path: Path, mo
 def test_a_directory_that_cannot_be_written_does_not_matter(kernels: NativeKernels, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert load_native_kernels.__wrapped__(tmp_path / "file" / "below") is not None
+
+
+def test_a_user_without_a_home(kernels: NativeKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load_native_kernels.__wrapped__() is not None
 
 
 def test_without_a_compiler_there_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

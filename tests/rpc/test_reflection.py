@@ -18,6 +18,7 @@ from guardwire_server.rpc.server import MODERATION_SERVICE, REFLECTION_V1, SERVI
 from tests.rpc.messages import answer_ids
 from tests.rpc.running_server import RunningServer, StartServer
 from tests.rpc.stream_call import WAIT_S
+from tests.tools import skip_without
 
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 STREAM_REQUESTS: list[dict[str, Any]] = [
@@ -124,7 +125,7 @@ def check_stream(responses: list[dict[str, Any]]) -> None:
 async def test_buf_curl(server: RunningServer) -> None:
     buf = find_buf()
     if buf is None:
-        pytest.skip("needs `buf`: npm install @bufbuild/buf in .tools, or name the program in BUF")
+        skip_without("`buf`: npm install @bufbuild/buf in .tools, or name the program in BUF")
     (classified,) = await buf_curl(buf, server, "Classify", CLASSIFY_REQUEST)
     assert classified["model"] == "tiny-gen"
     check_stream(await buf_curl(buf, server, "ModerateStream", *STREAM_REQUESTS))

@@ -6,6 +6,7 @@ this. Where there is no compiler the caller gets None and uses torch instead: sa
 Shapes as in kernels.cpp. All tensors are contiguous and on the CPU.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -202,28 +203,37 @@ def load_native_kernels(directory: Path | None = None) -> NativeKernels | None:
         logger.info("no C++ compiler: computing with torch alone, which is slower")
         return None
     try:
-        return NativeKernels(_library(compiler, directory or Path.home() / ".cache" / "guardwire"))
+        return NativeKernels(_library(compiler, directory or _default_directory()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("the native kernels cannot be used, computing with torch alone: %s", error)
         return None
 
 
-def _library(compiler: str, directory: Path) -> ctypes.CDLL:
-    """The library from the cache, or compiled into it."""
-    path = directory / f"kernels-{_fingerprint(compiler)}.so"
-    if path.exists():
+def _default_directory() -> Path | None:
+    try:
+        return Path.home() / ".cache" / "guardwire"
+    except RuntimeError:  # a user without a home, as containers have them
+        return None
+
+
+def _library(compiler: str, directory: Path | None) -> ctypes.CDLL:
+    """The library from the cache, or compiled into it; without a directory, compiled for this process alone."""
+    path = directory / f"kernels-{_fingerprint(compiler)}.so" if directory else None
+    if path and path.exists():
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory() as folder:
         compiled = _compile(compiler, Path(folder))
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(dir=directory)) / "kernels.so"
-            shutil.copy(compiled, unfinished)
-            unfinished.replace(path)  # another process may have been faster, with the same file
-            unfinished.parent.rmdir()
-        except OSError:  # a home that cannot be written: compile at every start
-            return ctypes.CDLL(str(compiled))
-    return ctypes.CDLL(str(path))
+        if path:
+            with contextlib.suppress(OSError):  # a home that cannot be written: compile at every start
+                _keep(compiled, path)
+        return ctypes.CDLL(str(compiled))
+
+
+def _keep(compiled: Path, path: Path) -> None:
+    """Puts the library into the cache at one stroke: another process may be doing the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        Path(shutil.copy(compiled, folder)).replace(path)
 
 
 def _fingerprint(compiler: str) -> str:
