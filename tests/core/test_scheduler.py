@@ -70,6 +70,20 @@ def test_short_ones_leave_the_long_head_its_share() -> None:
     assert step(target) == {0: 32, 1: 16, 2: 16, 3: 16, 4: 16, 5: 16, 6: 16}
 
 
+def test_long_ones_take_no_more_than_their_share_beside_short_ones() -> None:
+    target = scheduler()
+    target.long_tokens_beside_short = 24
+    push(target, 1, 40)
+    push(target, 2, 300)
+    push(target, 3, 1)
+    assert step(target) == {1: 24, 3: 1}
+    push(target, 3, 1)
+    assert step(target) == {1: 16, 3: 1, 2: 24}
+    assert step(target) == {2: 128}, "alone, it takes all there is"
+    push(target, 3, 1)
+    assert step(target) == {2: 24, 3: 1}
+
+
 def test_no_more_sequences_than_a_step_takes() -> None:
     target = scheduler()
     for seq_id in range(12):

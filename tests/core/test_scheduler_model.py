@@ -104,6 +104,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = self.sequences[self.num_added]
         sequence.ids += alike
         sequence.reads += bytes(len(alike))
+        self.refile(self.num_added)
         new_ids = range(self.num_tokens, self.num_tokens + len(reads))
         self.num_tokens += len(reads)
         self.scheduler.extend(self.num_added, array("i", new_ids), bytes(reads))

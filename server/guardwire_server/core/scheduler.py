@@ -7,7 +7,9 @@ prefill, extension by one token and re-prefill after an eviction are one and the
 Order: the sequence that has waited longest is served first, so that nobody starves; if it is a long one it leaves the
 short ones most of the token budget. Then come all whose pending tokens fit `short_extend_tokens`, because somebody
 waits for exactly that token, and then the other long ones share what is left; within each kind the longest waiting goes
-first. A sequence keeps its place until all that it had when it began to wait is done, however much has come since.
+first. Where every token costs time, as on a CPU, long ones would hold up the short ones of their step, so what they
+take beside short ones is bounded (`long_tokens_beside_short`). A sequence keeps its place until all that it had when it
+began to wait is done, however much has come since.
 
 Memory: a sequence that needs a larger extent moves. When the arena is full, the longest idle sequence loses its extent
 (it keeps its ids and is read again when it speaks); if none is idle, one that has waited less than the sequence that
@@ -125,6 +127,7 @@ class Scheduler:
         self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
         self._idle: OrderedDict[int, _Sequence] = OrderedDict()
         self._retired = PrefixIndex(limits.max_retired)
+        self.long_tokens_beside_short = limits.max_num_batched_tokens
         self.num_evictions = 0
         self.num_reused_tokens = 0
 
@@ -221,14 +224,20 @@ class Scheduler:
         copies: list[Copy] = []
         chunks: dict[int, Chunk] = {}
         budget = limits.max_num_batched_tokens
-        for sequence, max_tokens in self._order():
+        order = self._order()
+        is_long = {sequence.seq_id: sequence.num_pending > limits.short_extend_tokens for sequence, _ in order}
+        long_budget = budget if all(is_long.values()) else self.long_tokens_beside_short
+        for sequence, max_tokens in order:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
-            if not self._reserve(sequence, copies, chunks):
+            left = min(budget, long_budget) if is_long[sequence.seq_id] else budget
+            if left <= 0 or not self._reserve(sequence, copies, chunks):
                 continue
-            chunk = _chunk(sequence, min(budget, max_tokens, sequence.num_pending))
+            chunk = _chunk(sequence, min(left, max_tokens, sequence.num_pending))
             chunks[sequence.seq_id] = chunk
             budget -= len(chunk.ids)
+            if is_long[sequence.seq_id]:
+                long_budget -= len(chunk.ids)
         return StepPlan(tuple(copies), tuple(chunks.values()))
 
     def complete(self, plan: StepPlan) -> None:

@@ -25,6 +25,12 @@ from guardwire_server.model.tokens import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+SMALL_STEP_TOKENS = 8
+"""A step of a few streams with one token each."""
+
+SLOWDOWN = 2.0
+"""How many times as long a step of such streams may become for the sake of a prompt that is being read beside them."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -98,12 +104,13 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
     guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
     backend = TorchStreamBackend(guard, scheduler.arena_tokens, options.kernels)
+    longest_step_s = _warm_up(scheduler, backend, Read.RESPONSE, options)
     return StreamModel(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         scheduler=scheduler,
         max_context_tokens=max_context_tokens,
-        longest_step_s=_warm_up(scheduler, backend, Read.RESPONSE, options),
+        longest_step_s=longest_step_s,
         device_name=str(options.device),
         dtype_name=str(options.dtype).removeprefix("torch."),
         backend=backend,
@@ -160,19 +167,35 @@ def _scheduler(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Scheduler,
 
 
 def _warm_up(scheduler: Scheduler, backend: StreamBackend | GenBackend, read: Read, options: LoadOptions) -> float:
-    """Runs the largest step twice, so that the first caller does not wait for it; returns the second one's seconds."""
+    """Runs the largest step, so that the first caller does not wait for it; returns its seconds.
+
+    For streams, whose callers wait for single tokens, a small step is measured too, and with it how many tokens of long
+    sequences make such a step SLOWDOWN times as long.
+    """
     num_tokens = min(options.step_limits.max_num_batched_tokens, scheduler.max_sequence_tokens)
-    duration_s = 0.0
+    longest_step_s = _measure_step(scheduler, backend, read, num_tokens)
+    if read is Read.RESPONSE and num_tokens > SMALL_STEP_TOKENS:
+        small_step_s = _measure_step(scheduler, backend, read, SMALL_STEP_TOKENS)
+        token_s = (longest_step_s - small_step_s) / (num_tokens - SMALL_STEP_TOKENS)
+        if token_s > 0:
+            beside = int((SLOWDOWN - 1) * small_step_s / token_s)
+            scheduler.long_tokens_beside_short = min(num_tokens, max(SMALL_STEP_TOKENS, beside))
+    return longest_step_s
+
+
+def _measure_step(scheduler: Scheduler, backend: StreamBackend | GenBackend, read: Read, num_tokens: int) -> float:
+    """The seconds of the better of two steps with so many tokens of one sequence."""
+    durations_s = []
     for _ in range(2):
         scheduler.add(-1)
         scheduler.extend(-1, array("i", bytes(4 * num_tokens)), bytes(num_tokens - 1) + bytes((read,)))
         plan = scheduler.schedule()
         started_s = time.monotonic()
         backend.step(plan)
-        duration_s = time.monotonic() - started_s
+        durations_s.append(time.monotonic() - started_s)
         scheduler.complete(plan)
         scheduler.remove(-1)
-    return duration_s
+    return min(durations_s)
 
 
 def _progress(checkpoint: Checkpoint, options: LoadOptions) -> LoadProgress | None:
