@@ -21,7 +21,7 @@ import torch
 from transformers import DynamicCache, Qwen3Model
 
 from guardwire_server.core.kv_arena import Extent, extent_capacity
-from guardwire_server.core.scheduler import Chunk, Read, StepPlan
+from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from guardwire_server.model.backbone import Backbone
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype

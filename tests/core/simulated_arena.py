@@ -2,7 +2,7 @@
 
 from array import array
 
-from guardwire_server.core.scheduler import Chunk, StepPlan
+from guardwire_server.core.step_plan import Chunk, StepPlan
 
 _UNWRITTEN = -1
 

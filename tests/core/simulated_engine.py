@@ -5,8 +5,8 @@ from collections import deque
 
 from guardwire_server.core import events as ev
 from guardwire_server.core.ports import SessionLimits
-from guardwire_server.core.scheduler import Read
 from guardwire_server.core.session import Session
+from guardwire_server.core.step_plan import Read
 from tests.core.fakes import FakeRenderer, model_verdict, packed
 
 LIMITS = SessionLimits(max_context_tokens=200, max_pending_tokens=16, idle_timeout_s=10.0, max_lifetime_s=100.0)

@@ -1,7 +1,8 @@
 import pytest
 
 from guardwire_server.core.kv_arena import KvArena
-from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits, StepPlan
+from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
+from guardwire_server.core.step_plan import Read, StepPlan
 from tests.core.fakes import ids
 from tests.core.simulated_arena import SimulatedArena
 

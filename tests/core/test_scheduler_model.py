@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from guardwire_server.core.kv_arena import KvArena
-from guardwire_server.core.scheduler import Chunk, Read, Scheduler, SchedulerLimits, StepPlan
+from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
+from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from tests.core.simulated_arena import SimulatedArena
 from tests.core.strategies import STATEFUL
 

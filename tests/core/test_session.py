@@ -8,8 +8,8 @@ import pytest
 from guardwire_server.core import events as ev
 from guardwire_server.core.errors import CallerError, InvalidField, OutOfRange, WrongState
 from guardwire_server.core.policy import Action, Debounce, Policy, Strictness, TurnRules
-from guardwire_server.core.scheduler import Read
 from guardwire_server.core.session import Session
+from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import Message, RiskLevel, Role
 from tests.core.fakes import IM_END, IM_START, NEWLINE, THINK, THINK_END, FakeRenderer, ids, model_verdict, opening

@@ -14,7 +14,8 @@ from zlib import crc32
 
 from guardwire_server.core.errors import EngineUnavailable
 from guardwire_server.core.kv_arena import KvArena
-from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits, StepPlan
+from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import Message, RiskProbabilities
 from guardwire_server.engine.backend import GenReadings, StreamReadings
 from guardwire_server.engine.device_thread import DeviceThread, StepEngine

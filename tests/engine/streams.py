@@ -6,8 +6,9 @@ from guardwire_server.core.errors import RequestError
 from guardwire_server.core.events import Update
 from guardwire_server.core.ports import SessionLimits
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.engine.session_manager import ManagerLimits, SessionManager, StreamSession
+from guardwire_server.engine.session_manager import ManagerLimits, SessionManager
 from guardwire_server.engine.stream_engine import StreamEngine
+from guardwire_server.engine.stream_session import StreamSession
 from tests.core.fakes import FakeRenderer
 from tests.engine.fakes import FakeStreamBackend, ManualClock, SteppedThread, scheduler
 

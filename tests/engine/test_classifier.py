@@ -15,7 +15,7 @@ from guardwire_server.core.errors import (
     Overloaded,
 )
 from guardwire_server.core.policy import Action, DecisionReason, Policy, TurnRules
-from guardwire_server.core.scheduler import StepPlan
+from guardwire_server.core.step_plan import StepPlan
 from guardwire_server.core.verdict import Category, Message, RiskLevel, Role
 from guardwire_server.engine.backend import GenReadings
 from guardwire_server.engine.classifier import Classification, Classifier

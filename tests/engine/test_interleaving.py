@@ -14,7 +14,7 @@ from guardwire_server.core import events as ev
 from guardwire_server.core.errors import EngineError
 from guardwire_server.core.policy import Policy
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.engine.session_manager import StreamSession
+from guardwire_server.engine.stream_session import StreamSession
 from tests.core.fakes import FIRST_CHARACTER, NEWLINE, THINK, ids, opening
 from tests.core.reference import Caller, Truth
 from tests.core.strategies import STATEFUL, policies

@@ -21,7 +21,8 @@ from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import Message
 from guardwire_server.engine import session_manager
 from guardwire_server.engine.device_thread import DeviceThread
-from guardwire_server.engine.session_manager import ManagerLimits, StreamSession
+from guardwire_server.engine.session_manager import ManagerLimits
+from guardwire_server.engine.stream_session import StreamSession
 from tests.core.fakes import ids, opening
 from tests.core.reference import Caller, Truth
 from tests.engine.fakes import TIMEOUT_S, settle

@@ -11,7 +11,8 @@ from guardwire_server.core.events import (
     TokensJudged,
     TruncateSequence,
 )
-from guardwire_server.core.scheduler import Read, SchedulerLimits
+from guardwire_server.core.scheduler import SchedulerLimits
+from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.stream_engine import (
     CloseSequence,

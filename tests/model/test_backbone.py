@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen3Model
 
 from guardwire_server.core.kv_arena import Extent
-from guardwire_server.core.scheduler import Chunk, Copy, Read, StepPlan
+from guardwire_server.core.step_plan import Chunk, Copy, Read, StepPlan
 from guardwire_server.model.backbone import Backbone, rows_to_read
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream

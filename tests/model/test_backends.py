@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guardwire_server.core.kv_arena import Extent
-from guardwire_server.core.scheduler import Chunk, Read, StepPlan
+from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from guardwire_server.core.verdict import Category, RiskLevel, VerdictArrays
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_gen, load_stream

@@ -11,7 +11,8 @@ from transformers import Qwen3Config
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.events import Thinking
-from guardwire_server.core.scheduler import Read, SchedulerLimits
+from guardwire_server.core.scheduler import SchedulerLimits
+from guardwire_server.core.step_plan import Read
 from guardwire_server.core.verdict import Message, Role
 from guardwire_server.model import memory
 from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint

@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3Config
 
 from guardwire_server.core.kv_arena import Extent
-from guardwire_server.core.scheduler import Chunk, Copy, StepPlan
+from guardwire_server.core.step_plan import Chunk, Copy, StepPlan
 from guardwire_server.model.ragged_attention import (
     KvTensors,
     build_batch,

@@ -15,7 +15,7 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
 from guardwire_server.app import Models, Server, load_models
 from guardwire_server.config import ServerConfig
-from guardwire_server.core.scheduler import StepPlan
+from guardwire_server.core.step_plan import StepPlan
 from tests.rpc.stream_call import WAIT_S, Failure, StreamCall
 
 

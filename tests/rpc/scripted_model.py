@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 
-from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import Category, RiskLevel, VerdictArrays
 from guardwire_server.engine.backend import StreamReadings
 

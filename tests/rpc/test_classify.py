@@ -6,7 +6,7 @@ from array import array
 import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import GenReadings
 from tests.rpc.messages import assistant, system, user
 from tests.rpc.running_server import RunningServer, StartServer

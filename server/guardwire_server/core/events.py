@@ -168,7 +168,7 @@ class DrainAnnounced:
 
 @dataclass(frozen=True, slots=True)
 class ExtendSequence:
-    """Append tokens, with one scheduler.Read code each."""
+    """Append tokens, with one step_plan.Read code each."""
 
     ids: "array[int]"
     reads: bytes

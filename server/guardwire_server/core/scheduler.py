@@ -17,9 +17,8 @@ needs the room does; where even that would not make the room, nobody does. So th
 room, nobody can take it away, and every step that has anything to do makes progress.
 
 Prefixes: a sequence that is over can be retired instead of removed. It keeps its extent as long as nobody needs the
-room, and a sequence that begins with the same tokens copies their keys and values instead of computing them.
-
-Integers only: no tensors, no clock, no threads.
+room, and a sequence that begins with the same tokens copies their keys and values instead of computing them. Integers
+only: no tensors, no clock, no threads.
 """
 
 import itertools
@@ -27,19 +26,10 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
 from guardwire_server.core.prefix_index import PrefixIndex
-
-
-class Read(IntEnum):
-    """What is read at a token's position once the model has seen it."""
-
-    NOTHING = 0
-    RESPONSE = 1
-    QUERY = 2
-    LOGITS = 3
+from guardwire_server.core.step_plan import Chunk, Copy, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,44 +47,6 @@ class SchedulerLimits:
     short_extend_tokens: int = 64
     long_share: float = 0.25
     max_retired: int = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One sequence's part of a step: `ids` are its tokens `start` to `start + len(ids) - 1`.
-
-    `reads` holds one Read code a token. The keys and values of token i belong at slot `extent.start + i`; those of the
-    tokens before `start` are there already. `epoch` is the sequence's at the time of planning.
-    """
-
-    seq_id: int
-    epoch: int
-    start: int
-    ids: "array[int]"
-    reads: bytes
-    extent: Extent
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Moves the first `num_tokens` slots of `source` to `target`."""
-
-    source: Extent
-    target: Extent
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What one step does: the copies in their order, then the chunks."""
-
-    copies: tuple[Copy, ...]
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step takes."""
-        return sum(len(chunk.ids) for chunk in self.chunks)
 
 
 @dataclass(slots=True)

@@ -8,34 +8,21 @@ A stream that ends for a reason of its own (finish, a bad message, a timeout) fi
 was pushed before, so that no pushed token is left without its verdict: that is the state CLOSING. Only the loss of the
 caller, of the engine, or of patience (the maximum lifetime) ends it at once.
 
-An answer that may slide fills the context to the last token. What is pushed beyond waits, and so does every later
-message, until all before is judged; then the older half of the answer leaves the context, the newer half is read again
-without being judged again, and the waiting goes on. So a token's verdict depends on the tokens before it alone, not on
-how they were cut into messages or on how fast they were judged.
+Messages that come while the answer waits for the context to slide (core.answer_input) wait behind it.
 """
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
 
 from guardwire_server.core import events as ev
-from guardwire_server.core.errors import (
-    Abandoned,
-    InvalidField,
-    OutOfRange,
-    RequestError,
-    StreamTimeout,
-    WrongState,
-)
+from guardwire_server.core.answer_input import AnswerInput
+from guardwire_server.core.errors import Abandoned, InvalidField, OutOfRange, RequestError, StreamTimeout, WrongState
 from guardwire_server.core.policy import Action, Decision, decide_prompt
 from guardwire_server.core.ports import SessionLimits, TurnRenderer
 from guardwire_server.core.reports import VerdictReporter, decide_unjudged, summarise
-from guardwire_server.core.scheduler import Read
+from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transcript import Transcript
 from guardwire_server.core.transitions import TRANSITIONS, State, wrong_state
-
-MIN_WINDOW_TOKENS = 2
-"""An answer can slide if the context has room for two of its tokens: then there is a half to forget."""
 
 
 class Session:
@@ -48,17 +35,16 @@ class Session:
         """A stream that awaits its `open`; `now_s` is the time, in seconds of any steady clock."""
         self._limits = limits
         self._renderer = renderer
-        self._text = renderer.text_stream()
         self._state = State.AWAITING_OPEN
         self._options: ev.OpenRequested
         self._transcript = Transcript()
+        self._input = AnswerInput(limits, renderer, self._transcript)
         self._opened_s = self._idle_since_s = self._now_s = now_s
         self._prompt_verdict_s: float | None = None
         self._reporter: VerdictReporter
         self._closing_error: RequestError | None = None
         self._drain: ev.DrainingNoted | None = None
-        self._overflow: array[int] | None = None  # tokens that wait for the context to slide
-        self._waiting: deque[ev.CallerEvent] = deque()  # messages that came after them
+        self._waiting: deque[ev.CallerEvent] = deque()  # messages behind tokens that wait for the context to slide
 
     @property
     def state(self) -> State:
@@ -70,7 +56,7 @@ class Session:
         """Whether the caller's next message should be taken now."""
         if self._state is State.CLOSING:
             return self._closing_error is None
-        if self._overflow is not None:
+        if self._input.is_waiting:
             return False
         return self._transcript.num_pending < self._limits.max_pending_tokens
 
@@ -78,7 +64,7 @@ class Session:
         """Takes one event; returns what follows from it."""
         self._now_s = now_s
         outputs: list[ev.Output] = []
-        if self._overflow is not None and isinstance(event, ev.CallerEvent):
+        if self._input.is_waiting and isinstance(event, ev.CallerEvent):
             self._waiting.append(event)
         else:
             self._dispatch(event, outputs)
@@ -99,6 +85,7 @@ class Session:
 
     def _open(self, event: ev.OpenRequested, outputs: list[ev.Output]) -> None:
         self._options = event
+        self._input.slides = event.context_overflow is ev.ContextOverflow.SLIDE
         self._reporter = VerdictReporter(event.update_mode, event.resume_from)
         self._opened_s = self._idle_since_s = self._now_s
         field = "open.templated.token_ids" if isinstance(event.prompt, array) else "open.conversation"
@@ -117,7 +104,8 @@ class Session:
         self._require_input(ev.InputKind.TOKENS, "tokens")
         start, num_pushed = event.start_index, self._transcript.num_pushed
         if start is None or start == num_pushed:
-            self._extend_answer(event.token_ids, "tokens.token_ids", outputs)
+            self._idle_since_s = self._now_s
+            outputs += self._input.push_ids(event.token_ids, "tokens.token_ids")
         elif self._options.resume_from and self._transcript.holds(start, event.token_ids):
             self._idle_since_s = self._now_s  # an exact repeat
         else:
@@ -127,36 +115,24 @@ class Session:
 
     def _push_text(self, event: ev.TextPushed, outputs: list[ev.Output]) -> None:
         self._require_input(ev.InputKind.TEXT, "text")
-        tokens = list(self._text.push(event.text))
-        if event.flush:
-            tokens += self._text.flush()
-        self._extend_with_text(tokens, outputs)
+        self._idle_since_s = self._now_s
+        outputs += self._input.push_text(event.text, flush=event.flush)
 
     def _roll_back(self, event: ev.RollbackRequested, outputs: list[ev.Output]) -> None:
         self._idle_since_s = self._now_s
-        transcript, kept = self._transcript, event.num_tokens_kept
-        first, lowest, highest = transcript.present.first_index, transcript.present.window_index, transcript.num_pushed
-        if not lowest <= kept <= highest:
-            where = "into the prompt" if kept < first else "out of the context" if kept < lowest else "beyond the end"
-            raise OutOfRange(
-                "ROLLBACK_OUT_OF_RANGE",
-                "rollback.num_tokens_kept",
-                f"{kept} is {where}: the present answer allows {lowest} to {highest}",
-            )
-        num_positions = transcript.truncate(kept)
-        self._text.restart(transcript.text_offset(kept) if transcript.text_ends else 0)
+        kept = event.num_tokens_kept
+        outputs.append(self._input.roll_back(kept))
         self._reporter.restart(kept)
-        outputs.append(ev.TruncateSequence(num_positions, transcript.epoch))
-        outputs.append(ev.RolledBack(kept, transcript.present.judge.action))
+        outputs.append(ev.RolledBack(kept, self._transcript.present.judge.action))
 
     def _add_user_turn(self, event: ev.UserTurnAdded, outputs: list[ev.Output]) -> None:
-        self._extend_with_text(self._text.flush(), outputs)
+        outputs += self._input.flush_text()
         field = "user_turn.tokens.token_ids" if isinstance(event.content, array) else "user_turn.content"
         turn = self._renderer.user_turn(event.content, self._options.thinking, self._transcript.answer_tail)
         outputs.append(self._begin_turn(turn, field))
 
     def _finish(self, event: ev.FinishRequested, outputs: list[ev.Output]) -> None:
-        self._extend_with_text(self._text.flush(), outputs)
+        outputs += self._input.flush_text()
         self._state = State.CLOSING
         self._end_if_judged(outputs)
 
@@ -184,7 +160,7 @@ class Session:
         if decision.action > Action.ALLOW:
             turn.prompt_decision = decision
             self._announce(decision, outputs)
-        self._slide_if_judged(outputs)
+        self._slide(outputs)
         self._end_if_judged(outputs)
 
     def _take_verdicts(self, event: ev.TokensJudged, outputs: list[ev.Output]) -> None:
@@ -208,7 +184,7 @@ class Session:
         outputs.extend(self._reporter.report(transcript, turn, start, event.verdicts.slice(0, num_tokens)))
         for decision in decisions:
             self._announce(decision, outputs)
-        self._slide_if_judged(outputs)
+        self._slide(outputs)
         self._end_if_judged(outputs)
 
     def _fail(self, event: ev.SequenceFailed, outputs: list[ev.Output]) -> None:
@@ -249,55 +225,24 @@ class Session:
         return ev.RenderedTurn(event.prompt, query_index)
 
     def _begin_turn(self, rendered: ev.RenderedTurn, field: str) -> ev.ExtendSequence:
-        self._require_room(len(rendered.token_ids), field)
+        self._input.require_room(len(rendered.token_ids), field)
         self._idle_since_s = self._now_s
         self._transcript.begin_turn(rendered, self._options.policy)
         reads = bytearray(len(rendered.token_ids))
         reads[rendered.query_index] = Read.QUERY
         return ev.ExtendSequence(rendered.token_ids, bytes(reads))
 
-    def _extend_answer(self, ids: "array[int]", field: str, outputs: list[ev.Output]) -> None:
-        self._idle_since_s = self._now_s
-        limit, transcript = self._limits.max_context_tokens, self._transcript
-        slides = self._options.context_overflow is ev.ContextOverflow.SLIDE
-        if not slides or limit - transcript.present.answer_position < MIN_WINDOW_TOKENS:
-            self._require_room(len(ids), field)
-        room = limit - transcript.num_positions
-        fitting, overflow = ids[:room], ids[room:]
-        if fitting:
-            tail = transcript.answer_tail
-            transcript.push(fitting, self._renderer.scaffold.marks(fitting, tail[-1] if tail else None))
-            outputs.append(ev.ExtendSequence(fitting, bytes((Read.RESPONSE,)) * len(fitting)))
-        if overflow:
-            self._overflow = overflow
-            self._slide_if_judged(outputs)
-
-    def _slide_if_judged(self, outputs: list[ev.Output]) -> None:
+    def _slide(self, outputs: list[ev.Output]) -> None:
         """Goes on with what waits for the context to slide, once everything before is judged."""
-        if self._overflow is None or self._transcript.num_pending or self._state is State.ENDED:
+        if self._state is State.ENDED:
             return
-        ids, self._overflow = self._overflow, None
-        kept = self._transcript.slide()
-        outputs.append(ev.TruncateSequence(self._transcript.present.answer_position, self._transcript.epoch))
-        outputs.append(ev.ExtendSequence(kept, bytes(len(kept))))
-        self._extend_answer(ids, "tokens.token_ids", outputs)
-        while self._waiting and self._overflow is None:
+        outputs += self._input.slide()
+        while self._waiting and not self._input.is_waiting:
             self._dispatch(self._waiting.popleft(), outputs)
-
-    def _extend_with_text(self, tokens: Sequence[tuple[int, int]], outputs: list[ev.Output]) -> None:
-        self._extend_answer(array("i", (token_id for token_id, _ in tokens)), "text.text", outputs)
-        self._transcript.text_ends.extend(end for _, end in tokens)
 
     def _require_input(self, kind: ev.InputKind, field: str) -> None:
         if self._options.input_kind is not kind:
             raise WrongState("WRONG_INPUT_KIND", field, f"the stream was opened for {self._options.input_kind.value}")
-
-    def _require_room(self, num_tokens: int, field: str) -> None:
-        total, limit = self._transcript.num_positions + num_tokens, self._limits.max_context_tokens
-        if total > limit:
-            raise OutOfRange(
-                "CONTEXT_OVERFLOW", field, f"{num_tokens} more tokens make {total}, the context holds {limit}"
-            )
 
     def _announce(self, decision: Decision, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from guardwire_server.core.scheduler import StepPlan
+from guardwire_server.core.step_plan import StepPlan
 from guardwire_server.core.verdict import VerdictArrays
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 from guardwire_server.core.answer_drafts import AnswerDrafts
 from guardwire_server.core.errors import DeadlinePassed, EngineUnavailable, RequestError
-from guardwire_server.core.scheduler import Read, Scheduler, StepPlan
+from guardwire_server.core.scheduler import Scheduler
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import RiskProbabilities
 from guardwire_server.engine.backend import GenBackend, GenReadings
 from guardwire_server.engine.device_thread import EngineLoad

@@ -10,34 +10,23 @@ control does the rest.
 import asyncio
 import contextlib
 import itertools
-import secrets
 import time
 from array import array
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from guardwire_server.core.errors import Draining, EngineUnavailable, Overloaded
 from guardwire_server.core.events import (
     DrainAnnounced,
-    EngineEvent,
-    Event,
     ExtendSequence,
-    OpenRequested,
     SequenceFailed,
-    StreamEnded,
     TimePassed,
-    TokenVerdicts,
     TruncateSequence,
-    Update,
 )
-from guardwire_server.core.ports import SessionLimits, TurnRenderer, is_long
-from guardwire_server.core.reports import join_reports
-from guardwire_server.core.scheduler import Read
+from guardwire_server.core.ports import SessionLimits, TurnRenderer
 from guardwire_server.core.session import Session
+from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.device_thread import DeviceThread
-from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
@@ -45,12 +34,10 @@ from guardwire_server.engine.stream_engine import (
     SequenceMessage,
     StreamEngine,
 )
+from guardwire_server.engine.stream_session import StreamSession
 
 TICK_S = 0.5
 """How often sessions look at their deadlines, which are seconds to hours."""
-
-MAX_JOINED_TOKENS = 4096
-"""How many tokens' verdicts leave as one update: 80 KB on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,132 +46,6 @@ class ManagerLimits:
 
     max_sessions: int
     max_queued_updates: int = 64
-
-
-class StreamSession:
-    """One open stream, for the duration of an `async with` or until `close`. Owner: the call. Thread: the event loop.
-
-    Invariants: updates come in order and end exactly once; on leaving, its sequence is closed in the engine.
-    """
-
-    def __init__(
-        self, manager: "SessionManager", session: Session, seq_id: int, on_change: Callable[[], None] | None
-    ) -> None:
-        self._manager = manager
-        self._on_change = on_change
-        self._session = session
-        self._seq_id = seq_id
-        self._updates: deque[Update] = deque()
-        self._end: StreamEnded | None = None
-        self._changed = asyncio.Event()
-        self._may_send = asyncio.Event()
-        self._may_send.set()
-        self.session_id = secrets.token_hex(8)
-
-    async def __aenter__(self) -> "StreamSession":
-        """Nothing is left to do: the manager has opened it."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the sequence, whatever happened."""
-        self.close()
-
-    def close(self) -> None:
-        """Forgets the stream and all that is pending of it."""
-        self._manager.close(self._seq_id)
-
-    @property
-    def ended(self) -> StreamEnded | None:
-        """How the stream ended, once it has; updates may still wait."""
-        return self._end
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
-        return self._end is None and not self._may_send.is_set()
-
-    def handle(self, event: Event) -> None:
-        """Takes an event and passes on what follows from it."""
-        for output in self._session.handle(event, self._manager.now_s()):
-            if isinstance(output, ExtendSequence | TruncateSequence):
-                self._manager.send(self._seq_id, output)
-            elif isinstance(output, StreamEnded):
-                self._end = output
-            else:
-                self._updates.append(output)
-        self._announce_change()
-
-    def handle_result(self, event: EngineEvent) -> None:
-        """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
-        try:
-            self.handle(event)
-        except Exception:
-            self._updates.clear()
-            self._end = StreamEnded(internal_error("a result could not be handled"))
-            self._announce_change()
-
-    async def handle_open(self, event: OpenRequested) -> None:
-        """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""
-        if isinstance(event.prompt, tuple) and is_long(event.prompt):
-            rendered = await asyncio.to_thread(self._manager.renderer.prompt, event.prompt, event.thinking)
-            event = replace(event, prompt=rendered)
-        self.handle(event)
-
-    async def ready_for_input(self) -> None:
-        """Waits until the caller's next message should be taken."""
-        await self._may_send.wait()
-
-    async def updates(self) -> AsyncIterator[Update]:
-        """What to tell the caller, until the stream ends.
-
-        Raises:
-            RequestError: When the stream ends with an error; after every update that came before it.
-        """
-        while True:
-            while (update := self.take_update()) is not None:
-                yield update
-            if self._end is not None:
-                break
-            self._changed.clear()
-            await self._changed.wait()
-        if self._end.error is not None:
-            raise self._end.error
-
-    def take_update(self) -> Update | None:
-        """The next thing to tell the caller; None if nothing waits. Verdicts on consecutive tokens come together."""
-        if not self._updates:
-            return None
-        update = self._updates.popleft()
-        if isinstance(update, TokenVerdicts):
-            update = self._with_following(update)
-        self._update_flow()
-        return update
-
-    def _with_following(self, first: TokenVerdicts) -> TokenVerdicts:
-        reports, next_index = [first], first.start_index + len(first.verdicts)
-        while self._updates and next_index - first.start_index < MAX_JOINED_TOKENS:
-            following = self._updates[0]
-            if not isinstance(following, TokenVerdicts) or following.start_index != next_index:
-                break
-            reports.append(following)
-            next_index += len(following.verdicts)
-            self._updates.popleft()
-        return join_reports(reports) if len(reports) > 1 else first
-
-    def _announce_change(self) -> None:
-        self._update_flow()
-        self._changed.set()
-        if self._on_change:
-            self._on_change()
-
-    def _update_flow(self) -> None:
-        is_read = len(self._updates) < self._manager.limits.max_queued_updates
-        if self._end is None and self._session.wants_input and is_read:
-            self._may_send.set()
-        else:
-            self._may_send.clear()
 
 
 class SessionManager:

@@ -12,7 +12,8 @@ from guardwire_server.core.events import (
     TokensJudged,
     TruncateSequence,
 )
-from guardwire_server.core.scheduler import Chunk, Read, Scheduler, StepPlan
+from guardwire_server.core.scheduler import Scheduler
+from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import step_failed

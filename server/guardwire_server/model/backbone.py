@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
-from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.model.native_forward import NativeForward, can_run
 from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.packed_linear import pack_linears

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Model
 
-from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import GenReadings
 from guardwire_server.model.backbone import Backbone, rows_to_read
 from guardwire_server.model.native_kernels import NativeKernels

@@ -10,7 +10,8 @@ import torch
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.kv_arena import KvArena
-from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits
+from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
+from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.backend import GenBackend, StreamBackend
 from guardwire_server.model.checkpoint import Checkpoint, CheckpointKind, open_checkpoint
 from guardwire_server.model.checkpoint_template import load_chat_template

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Qwen3Config
 
-from guardwire_server.core.scheduler import Copy, StepPlan
+from guardwire_server.core.step_plan import Copy, StepPlan
 
 ATTENTION_NAME = "guardwire_ragged"
 

@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 import torch
 
-from guardwire_server.core.scheduler import Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import RiskLevel, VerdictArrays
 from guardwire_server.engine.backend import StreamReadings
 from guardwire_server.model.backbone import Backbone, rows_to_read

@@ -17,7 +17,8 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core.errors import CallerError, RequestError
 from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested
 from guardwire_server.core.transitions import State, wrong_state
-from guardwire_server.engine.session_manager import SessionManager, StreamSession
+from guardwire_server.engine.session_manager import SessionManager
+from guardwire_server.engine.stream_session import StreamSession
 from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error

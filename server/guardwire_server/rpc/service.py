@@ -16,7 +16,8 @@ from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, 
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import internal_error
-from guardwire_server.engine.session_manager import SessionManager, StreamSession
+from guardwire_server.engine.session_manager import SessionManager
+from guardwire_server.engine.stream_session import StreamSession
 from guardwire_server.rpc.catalogue import Catalogue
 from guardwire_server.rpc.many_streams import ManyStreams
 from guardwire_server.rpc.requests import RequestReader
