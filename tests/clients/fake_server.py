@@ -27,6 +27,7 @@ from tests.clients.fake_stream import VOCABULARY, FakeStream, StreamFault, judge
 
 Context = aio.ServicerContext[Any, Any]
 
+DRAINING = pb.ModerateStreamResponse(draining=pb.Draining(deadline=Timestamp(seconds=1_800_000_000)))
 LIMITS = pb.Limits(max_sessions=64, max_tokens_per_message=16, max_message_bytes=4096, max_messages=16)
 
 
@@ -76,17 +77,20 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
     def __init__(self) -> None:
         self.target = ""
         self.failure: Failure | None = None  # ends every call
-        self.fails_after = 0  # on streams: after so many requests besides `open`
+        self.fails_after = 0  # on streams, or on a call with many: after so many requests besides `open`
         self.responses: Sequence[pb.ModerateStreamResponse] | None = None  # a stream's instead of the real ones
         self.pieces: Sequence[pb.GetTokenizerResponse] | None = None  # a tokenizer's instead of the real ones
         self.silent = False  # nothing is ever answered
         self.drains = False
+        self.hangs_up = False  # ends a call with many streams at its next message
         self.metadata: dict[str, str | bytes] = {}
         self.classify_requests: list[pb.ClassifyRequest] = []
         self.opens: list[pb.StreamOpen] = []
-        self.requests: list[pb.ModerateStreamRequest] = []
+        self.requests: list[pb.ModerateStreamRequest] = []  # of all streams, without `open`
+        self.messages: list[pb.ModerateStreamsRequest] = []  # of calls with many streams
         self.num_active = 0
-        self.num_abandoned = 0
+        self.num_abandoned = 0  # streams
+        self.num_half_closed = 0  # calls with many streams
         self._changed = asyncio.Condition()
 
     async def start(self) -> aio.Server:
@@ -195,15 +199,58 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
                 for response in responses:
                     yield response
                 if self.drains and request.HasField("open"):
-                    yield pb.ModerateStreamResponse(draining=pb.Draining(deadline=Timestamp(seconds=1_800_000_000)))
+                    yield DRAINING
                 if stream.over or self.responses is not None:
                     return
         finally:
             self.num_abandoned += stream is None or not stream.over
             await self._depart()
 
-    def ModerateStreams(self, request_iterator: object, context: object) -> AsyncIterator[pb.ModerateStreamsResponse]:  # noqa: N802
-        raise NotImplementedError
+    async def ModerateStreams(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.ModerateStreamsRequest],
+        context: Context,
+    ) -> AsyncIterator[pb.ModerateStreamsResponse]:
+        await self._arrive()
+        streams: dict[int, FakeStream] = {}
+        try:
+            async for message in request_iterator:
+                self.messages.append(message)
+                responses = []
+                for item in message.requests:
+                    if not item.request.HasField("open"):
+                        self.requests.append(item.request)
+                    if self.fails_after <= len(self.requests):
+                        await self._misbehave(context)
+                    responses += self._take(streams, item)
+                yield pb.ModerateStreamsResponse(responses=responses)
+                if self.hangs_up:
+                    return
+            self.num_half_closed += 1
+        finally:
+            self.num_abandoned += len(streams)
+            await self._depart()
+
+    def _take(self, streams: dict[int, FakeStream], item: pb.StreamRequest) -> list[pb.StreamResponse]:
+        """What one stream of many answers to a request; a stream that ends leaves."""
+        stream_id, request = item.stream_id, item.request
+        try:
+            if stream_id not in streams:
+                if not request.HasField("open"):
+                    raise StreamFault(grpc.StatusCode.FAILED_PRECONDITION, "the first message must be open")
+                self.opens.append(request.open)
+                streams[stream_id] = FakeStream(request.open)
+            stream = streams[stream_id]
+            responses = stream.handle(request, LIMITS) if self.responses is None else self.responses
+        except StreamFault as fault:
+            streams.pop(stream_id, None)
+            error = pb.StreamError(code=fault.code.value[0], message=str(fault), reason="REFUSED", field="request")
+            return [pb.StreamResponse(stream_id=stream_id, error=error)]
+        if stream.over:
+            del streams[stream_id]
+        if self.drains and request.HasField("open"):
+            responses = [*responses, DRAINING]
+        return [pb.StreamResponse(stream_id=stream_id, response=response) for response in responses]
 
     async def _misbehave(self, context: Context) -> None:
         if self.silent:

@@ -1,10 +1,16 @@
+"""One stream from its open to its end, on a call of its own and on one that it shares: the same for its caller."""
+
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
 
 from guardwire import (
     Action,
     AsyncClient,
+    AsyncManyStreams,
     Decision,
     Draining,
     EndReason,
@@ -18,8 +24,20 @@ from guardwire import (
 from tests.clients.fake_server import FakeServer
 from tests.clients.reading import BLUE, BOMB, BOOM, KNIFE, SKY, read, summary, tokens
 
+Moderates = AsyncClient | AsyncManyStreams
 
-async def test_an_answer_from_open_to_summary(fake: FakeServer, client: AsyncClient) -> None:
+
+@pytest.fixture(params=["own call", "shared call"])
+async def client(request: pytest.FixtureRequest, target: str) -> AsyncIterator[Moderates]:
+    async with AsyncClient(target) as async_client:
+        if request.param == "own call":
+            yield async_client
+        else:
+            async with async_client.moderate_many() as many:
+                yield many
+
+
+async def test_an_answer_from_open_to_summary(fake: FakeServer, client: Moderates) -> None:
     async with client.moderate([("user", "hello")], policy="strict") as stream:
         assert (stream.opened.session_id, stream.opened.limits.max_tokens_per_message) == ("fake-1", 16)
         await stream.push([SKY, BLUE])
@@ -43,7 +61,7 @@ async def test_an_answer_from_open_to_summary(fake: FakeServer, client: AsyncCli
     assert fake.num_abandoned == 0
 
 
-async def test_long_pushes_are_split(fake: FakeServer, client: AsyncClient) -> None:
+async def test_long_pushes_are_split(fake: FakeServer, client: Moderates) -> None:
     async with client.moderate("hello") as stream:
         await stream.push([SKY] * 40)
         await stream.finish()
@@ -51,7 +69,7 @@ async def test_long_pushes_are_split(fake: FakeServer, client: AsyncClient) -> N
     assert [len(request.tokens.token_ids) for request in fake.requests] == [16, 16, 8, 0]
 
 
-async def test_pushing_while_iterating_from_another_task(client: AsyncClient) -> None:
+async def test_pushing_while_iterating_from_another_task(client: Moderates) -> None:
     async with client.moderate("hello") as stream:
 
         async def push() -> None:
@@ -65,14 +83,14 @@ async def test_pushing_while_iterating_from_another_task(client: AsyncClient) ->
     assert [verdict.index for verdict in tokens(updates)] == list(range(200))
 
 
-async def test_pushing_from_many_tasks_keeps_count(client: AsyncClient) -> None:
+async def test_pushing_from_many_tasks_keeps_count(client: Moderates) -> None:
     async with client.moderate("hello") as stream:
         await asyncio.gather(*(stream.push([SKY] * 20) for _ in range(20)))
         await stream.finish()
         assert [verdict.index for verdict in tokens(await read(stream))] == list(range(400))
 
 
-async def test_each_push_can_wait_for_its_verdict(client: AsyncClient) -> None:
+async def test_each_push_can_wait_for_its_verdict(client: Moderates) -> None:
     async with client.moderate("hello") as stream:
         assert isinstance(await anext(stream), PromptVerdict)
         for index in range(5):
@@ -82,7 +100,7 @@ async def test_each_push_can_wait_for_its_verdict(client: AsyncClient) -> None:
             assert (update.start_index, len(update), update[-1].index) == (index, 1, index)
 
 
-async def test_a_caller_that_only_pushes_learns_of_the_block(client: AsyncClient) -> None:
+async def test_a_caller_that_only_pushes_learns_of_the_block(client: Moderates) -> None:
     async with client.moderate("hello") as stream:
         async with asyncio.timeout(10):
             while not stream.blocked:
@@ -92,7 +110,7 @@ async def test_a_caller_that_only_pushes_learns_of_the_block(client: AsyncClient
         assert (stream.decision.token_index, stream.decision.cut_index) == (1, 0)
 
 
-async def test_a_prompt_can_be_blocked(client: AsyncClient) -> None:
+async def test_a_prompt_can_be_blocked(client: Moderates) -> None:
     async with client.moderate("bomb") as stream:
         assert isinstance(await anext(stream), PromptVerdict)
         decision = await anext(stream)
@@ -100,7 +118,7 @@ async def test_a_prompt_can_be_blocked(client: AsyncClient) -> None:
         assert (decision.role, decision.enforced, stream.blocked) == (Role.USER, True, True)
 
 
-async def test_end_on_block_ends_well_while_pushing(client: AsyncClient) -> None:
+async def test_end_on_block_ends_well_while_pushing(client: Moderates) -> None:
     async with client.moderate("hello", end_on_block=True) as stream:
         for _ in range(100):
             await stream.push([BOMB])
@@ -109,7 +127,7 @@ async def test_end_on_block_ends_well_while_pushing(client: AsyncClient) -> None
     assert (end.end_reason, end.action) == (EndReason.BLOCKED, Action.BLOCK)
 
 
-async def test_observing_does_not_block(client: AsyncClient) -> None:
+async def test_observing_does_not_block(client: Moderates) -> None:
     async with client.moderate("hello", end_on_block=True, observe_only=True) as stream:
         await stream.push([BOMB, BOMB, SKY])
         await stream.finish()
@@ -118,7 +136,7 @@ async def test_observing_does_not_block(client: AsyncClient) -> None:
         assert not stream.blocked
 
 
-async def test_rollback_and_user_turn(client: AsyncClient) -> None:
+async def test_rollback_and_user_turn(client: Moderates) -> None:
     async with client.moderate("hello") as stream:
         await stream.push([SKY, BOMB, BOOM])
         await stream.rollback(1)
@@ -137,7 +155,7 @@ async def test_rollback_and_user_turn(client: AsyncClient) -> None:
     assert summary(updates).num_unsafe_tokens == 0
 
 
-async def test_text(client: AsyncClient) -> None:
+async def test_text(client: Moderates) -> None:
     async with client.moderate("hello", input=InputKind.TEXT) as stream:
         for piece in ("hé", "llo bo", "mb", " boom"):
             await stream.push_text(piece)
@@ -153,7 +171,7 @@ async def test_text(client: AsyncClient) -> None:
     assert decision.cut_text_offset == 6
 
 
-async def test_templated_prompt_and_resumption(fake: FakeServer, client: AsyncClient) -> None:
+async def test_templated_prompt_and_resumption(fake: FakeServer, client: Moderates) -> None:
     async with client.moderate(token_ids=[1, 2, 3], resume_from=2, tokenizer_fingerprint="f") as stream:
         await stream.push([SKY, SKY, BLUE])
         await stream.finish()
@@ -161,7 +179,7 @@ async def test_templated_prompt_and_resumption(fake: FakeServer, client: AsyncCl
     assert list(fake.opens[0].templated.token_ids) == [1, 2, 3]
 
 
-async def test_draining_is_told(fake: FakeServer, client: AsyncClient) -> None:
+async def test_draining_is_told(fake: FakeServer, client: Moderates) -> None:
     fake.drains = True
     async with client.moderate("hello") as stream:
         await stream.finish()

@@ -173,6 +173,21 @@ async def test_an_end_without_summary_is_never_taken_for_an_end(fake: FakeServer
             await read(stream)
 
 
+async def test_awaiting_opens_and_leaving_ends(fake: FakeServer, client: AsyncClient) -> None:
+    stream = await client.moderate("hello")
+    await stream.push([SKY])
+    await stream.leave()
+    await stream.leave()
+    with pytest.raises(Cancelled):
+        await stream.push([SKY])
+    async with await client.moderate("hello") as entered:
+        await entered.finish()
+        assert summary(await read(entered)).num_tokens == 0
+    with pytest.raises(RuntimeError):
+        await entered
+    await client.moderate("hello").leave()
+
+
 async def test_misuse(client: AsyncClient) -> None:
     stream = client.moderate("hello")
     with pytest.raises(RuntimeError):

@@ -28,6 +28,14 @@ async def test_moderate_stream_cuts_the_answer(target: str) -> None:
     assert shown == "Fireworks light up the sky. To build a\n[cut: two in a row]\n"
 
 
+async def test_many_streams(target: str) -> None:
+    assert (await example("many_streams.py", target)).splitlines() == [
+        "SAFE: The sky is blue.",
+        "UNSAFE: Fireworks light up the sky. To build a [cut: two in a row]",
+        "SAFE: Hello to you too, it is a fine day.",
+    ]
+
+
 async def test_moderate_stream_lets_a_safe_answer_pass(target: str) -> None:
     assert await example("moderate_stream.py", target, "The sky is blue.") == "The sky is blue.\n"
 
@@ -35,6 +43,7 @@ async def test_moderate_stream_lets_a_safe_answer_pass(target: str) -> None:
 def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "classify.py",
+        "many_streams.py",
         "moderate_stream.py",
         "sync_classify.py",
     }

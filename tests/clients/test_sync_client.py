@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +27,9 @@ from guardwire import (
     Summary,
     TokenVerdicts,
     Update,
+    UpdatesLost,
 )
+from guardwire.unread_updates import MAX_UNREAD
 from guardwire.v1 import moderation_pb2 as pb
 from tests.clients.fake_server import Failure, FakeServer, tokenizer_json
 from tests.clients.fake_stream import VOCABULARY
@@ -160,6 +163,22 @@ async def test_a_caller_that_only_pushes_learns_of_the_block(using: Callable[[Us
             *_, summary = stream
             assert isinstance(summary, Summary)
             assert summary.end_reason is EndReason.BLOCKED
+
+    await using(use)
+
+
+async def test_updates_that_nobody_reads_are_bounded(using: Callable[[Use], Awaitable[None]]) -> None:
+    def use(client: Client) -> None:
+        with client.moderate("hello") as stream:
+            stream.push([SKY] * (MAX_UNREAD + 1) + [BOMB] * 2)
+            stream.finish()
+            while not stream.blocked:  # known to the end, whoever reads
+                time.sleep(0.01)
+            with pytest.raises(UpdatesLost):
+                next(stream)
+            *_, summary = stream
+            assert isinstance(summary, Summary)
+            assert summary.num_tokens == stream.num_tokens
 
     await using(use)
 

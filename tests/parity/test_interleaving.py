@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from guardwire_server.core.kv_arena import KvArena
-from guardwire_server.core.scheduler import Read, Scheduler, SchedulerLimits
+from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
+from guardwire_server.core.step_plan import Read
 from guardwire_server.core.verdict import Verdict
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream

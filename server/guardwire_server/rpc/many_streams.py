@@ -15,7 +15,7 @@ from functools import partial
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core.errors import CallerError, RequestError
-from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested
+from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, TokenVerdicts
 from guardwire_server.core.transitions import State, wrong_state
 from guardwire_server.engine.session_manager import SessionManager
 from guardwire_server.engine.stream_session import StreamSession
@@ -23,8 +23,9 @@ from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error
 
-MAX_RESPONSES = 1024
-"""Responses in one message: with the usual one token each some 70 KB, far below gRPC's limit of 4 MiB."""
+MAX_RESPONSES, MAX_TOKENS = 1024, 65_536
+"""Responses and tokens in one message (its last response may go beyond the latter). A token takes 18 bytes and a
+response without tokens under a kilobyte, which stays well below the 4 MiB that gRPC lets a caller receive."""
 
 
 class ManyStreams:
@@ -114,18 +115,19 @@ class ManyStreams:
         self._changed.set()
 
     def _gather(self) -> Iterator[pb.StreamResponse]:
-        """The next responses, at most MAX_RESPONSES of them; a stream whose last one this is leaves."""
-        num_left = MAX_RESPONSES
+        """The next responses, as many as a message takes; a stream whose last one this is leaves."""
+        num_left, num_tokens_left = MAX_RESPONSES, MAX_TOKENS
         while self._refusals and num_left:
             yield self._refusals.popleft()
             num_left -= 1
-        while self._news and num_left:
+        while self._news and num_left and num_tokens_left > 0:
             stream_id = next(iter(self._news))
             stream, writer = self._streams[stream_id]
             update = stream.take_update()
             if update is not None:
                 yield pb.StreamResponse(stream_id=stream_id, response=writer.response(update))
                 num_left -= 1
+                num_tokens_left -= len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
                 continue
             del self._news[stream_id]
             if stream.ended:

@@ -1,6 +1,7 @@
 """Client of Guardwire, a gRPC moderation server for text that a language model is writing right now."""
 
 from guardwire.async_client import AsyncClient
+from guardwire.async_many import AsyncManyStreams
 from guardwire.async_stream import AsyncModerateStream
 from guardwire.client import Client
 from guardwire.conversation import Message, MessageLike, Messages
@@ -33,6 +34,7 @@ from guardwire.errors import (
     StreamAborted,
     Unauthenticated,
     Unavailable,
+    UpdatesLost,
 )
 from guardwire.options import ModerateOptions
 from guardwire.results import (
@@ -55,6 +57,7 @@ from guardwire.stream import ModerateStream
 __all__ = [
     "Action",
     "AsyncClient",
+    "AsyncManyStreams",
     "AsyncModerateStream",
     "Cancelled",
     "Category",
@@ -105,4 +108,5 @@ __all__ = [
     "Unavailable",
     "Update",
     "UpdateMode",
+    "UpdatesLost",
 ]

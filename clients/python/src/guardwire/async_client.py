@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import grpc
 from grpc import aio
 
+from guardwire.async_many import AsyncManyStreams
 from guardwire.async_stream import AsyncModerateStream
+from guardwire.async_transport import OwnCall
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
 from guardwire.convert.server_info import server_info
@@ -92,15 +94,27 @@ class AsyncClient:
             **options: The fields of `ModerateOptions`.
 
         Returns:
-            The stream, to be used as `async with`.
+            The stream, to be used as `async with` or with `await`.
 
         Raises:
             InvalidRequest: The conversation has none of the accepted forms.
             TypeError: An option does not exist.
         """
         protocol = StreamProtocol(messages, ModerateOptions(**options))
-        return AsyncModerateStream(
-            lambda: self._stub().ModerateStream(timeout=timeout_s, metadata=self._metadata), protocol, self._timeout_s
+        call = OwnCall(lambda: self._stub().ModerateStream(timeout=timeout_s, metadata=self._metadata))
+        return AsyncModerateStream(call, protocol, self._timeout_s)
+
+    def moderate_many(self, *, timeout_s: float | None = None) -> AsyncManyStreams:
+        """Judges many answers on one call, so that the tokens of a model's whole step travel as one message.
+
+        Args:
+            timeout_s: The deadline of the whole call; None: none. Opening a stream has the client's deadline.
+
+        Returns:
+            What opens the streams, to be used as `async with`.
+        """
+        return AsyncManyStreams(
+            lambda: self._stub().ModerateStreams(timeout=timeout_s, metadata=self._metadata), self._timeout_s
         )
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:

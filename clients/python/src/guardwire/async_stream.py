@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
-from grpc import aio
 
-from guardwire.call_outcome import CallOutcome
-from guardwire.errors import Cancelled, DeadlineExceeded, GuardwireError, broken_contract
+from guardwire.async_transport import StreamTransport
+from guardwire.errors import DeadlineExceeded, GuardwireError, broken_contract
 from guardwire.results import Decision, StreamOpened, Update
 from guardwire.stream_protocol import Request, StreamProtocol
+from guardwire.unread_updates import UnreadUpdates
 from guardwire.v1 import moderation_pb2 as pb
-
-StartCall = Callable[[], aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]]
 
 
 class AsyncModerateStream:
-    """One answer that is judged while it is being written; made by `AsyncClient.moderate`.
+    """One answer that is judged while it is being written; made by `moderate` of a client or of its many streams.
 
-    Use it as `async with`: entering opens the stream, leaving always cancels what is not over. Any task may push and
-    any task may iterate. A task of the stream's own reads all the time, so the server never waits for the caller, and
-    `decision` is fresh whether or not anyone iterates; updates wait until they are asked for, at most one verdict for
-    every pushed token. When the server ends the stream by itself (`end_on_block`), pushing does nothing more; when
-    the stream failed, pushing and iterating raise its error.
+    Use it as `async with`: entering opens the stream, leaving always ends what is not over. Where no block fits,
+    `await` it to open it, and `leave` it. Any task may push and any task may iterate. The stream reads all the time, so
+    the server never waits for the caller, and `decision` is fresh whether or not anyone iterates; updates wait until
+    they are asked for, up to the bound in `guardwire.unread_updates`. When the server ends the stream by itself
+    (`end_on_block`), pushing does nothing more; when the stream failed, pushing and iterating raise its error.
     """
 
-    def __init__(self, start: StartCall, protocol: StreamProtocol, open_timeout_s: float | None) -> None:
-        self._start = start
+    def __init__(self, transport: StreamTransport, protocol: StreamProtocol, open_timeout_s: float | None) -> None:
+        self._transport = transport
         self._protocol = protocol
         self._open_timeout_s = open_timeout_s
-        self._call: aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse] | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._writing = asyncio.Lock()
-        self._updates: asyncio.Queue[Update | None] = asyncio.Queue()
-        self._opened_or_over = asyncio.Event()
-        self._over = asyncio.Event()
-        self._left = False
+        self._unread = UnreadUpdates()
+        self._changed = asyncio.Event()  # there is an update to take, or the stream is open, or over
+        self._started = False
+        self._entered = False
+        self._over = False
         self._failure: GuardwireError | None = None
 
     @property
     def opened(self) -> StreamOpened:
         """What the stream was opened with."""
         if self._protocol.opened is None:
-            raise RuntimeError("the stream is open only inside its `async with` block")
+            raise RuntimeError("the stream was not opened: use `async with` or `await`")
         return self._protocol.opened
 
     @property
@@ -100,105 +96,94 @@ class AsyncModerateStream:
 
     async def finish(self) -> None:
         """Asks for the summary, the last update; nothing may be pushed any more. Raises as `push` does."""
-        await self._send(self._protocol.finish, last=True)
+        await self._send(self._protocol.finish)
+
+    async def leave(self) -> None:
+        """Ends the stream if it is not over; what comes for it later is dropped. Leaving again does nothing."""
+        if self._started:
+            await self._transport.leave()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Update:
-        update = await self._updates.get()
-        if update is not None:
-            return update
-        self._updates.put_nowait(None)  # whoever asks again learns it again
-        if self._failure is not None:
-            raise self._failure
-        raise StopAsyncIteration
+        """The next update.
+
+        Raises:
+            UpdatesLost: More waited than the stream keeps; the stream goes on, and so may iterating.
+            GuardwireError: The stream failed.
+        """
+        while (update := self._unread.take()) is None:
+            if self._failure is not None:
+                raise self._failure
+            if self._over:
+                raise StopAsyncIteration
+            await self._wait_changed()
+        return update
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Opens the stream, to be left with `leave`; raises as entering does."""
+        return self._open().__await__()
 
     async def __aenter__(self) -> Self:
-        """Opens the stream.
+        """Opens the stream, unless it was awaited.
 
         Raises:
             DeadlineExceeded: The server did not open it within the client's `timeout_s`.
             GuardwireError: The server refused it.
         """
-        if self._call is not None:
+        if self._entered:
             raise RuntimeError("a stream can be entered once")
-        self._call = call = self._start()
-        self._reader = asyncio.create_task(self._read(call, CallOutcome(call)), name="guardwire-stream")
-        try:
-            async with asyncio.timeout(self._open_timeout_s):
-                await self._send(lambda: [self._protocol.open])
-                await self._opened_or_over.wait()
-            if self._failure is not None:
-                raise self._failure
-        except TimeoutError:
-            await self._leave()
-            message = f"the stream did not open within {self._open_timeout_s} s"
-            raise DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED) from None
-        except BaseException:
-            await self._leave()
-            raise
-        return self
+        self._entered = True
+        return self if self._started else await self._open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._leave()
+        await self.leave()
 
-    async def _leave(self) -> None:
-        self._left = True
-        if self._call is not None and self._reader is not None:
-            self._call.cancel()
-            await asyncio.wait([self._reader])
+    async def _open(self) -> Self:
+        if self._started:
+            raise RuntimeError("a stream can be opened once")
+        self._transport.start(self._receive, self._end)
+        self._started = True
+        try:
+            async with asyncio.timeout(self._open_timeout_s):
+                await self._send(lambda: [self._protocol.open])
+                while self._protocol.opened is None and not self._over:
+                    await self._wait_changed()
+            if self._failure is not None:
+                raise self._failure
+        except TimeoutError:
+            await self.leave()
+            message = f"the stream did not open within {self._open_timeout_s} s"
+            raise DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED) from None
+        except BaseException:
+            await self.leave()
+            raise
+        return self
 
-    async def _send(self, build: Callable[[], list[Request]], *, last: bool = False) -> None:
-        if self._call is None:
-            raise RuntimeError("the stream is open only inside its `async with` block")
-        async with self._writing:
-            requests = build()
-            try:
-                for request in requests:
-                    if not self._over.is_set():
-                        await self._call.write(request)
-                if last:
-                    await self._call.done_writing()
-            except (grpc.RpcError, aio.BaseError, asyncio.InvalidStateError):
-                await self._over.wait()  # the call has ended: the reader knows how
-            except asyncio.CancelledError:
-                if self._is_cancelled():
-                    raise
-                await self._over.wait()
+    async def _send(self, build: Callable[[], list[Request]]) -> None:
+        if not self._started:
+            raise RuntimeError("the stream was not opened: use `async with` or `await`")
+        await self._transport.send(build)
         if self._failure is not None:
             raise self._failure
 
-    def _is_cancelled(self) -> bool:
-        """Whether the present task is, and not only the call that it was writing to."""
-        task = asyncio.current_task()
-        return not self._left or (task is not None and task.cancelling() > 0)
+    async def _wait_changed(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
-    async def _read(
-        self, call: aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse], outcome: CallOutcome
-    ) -> None:
-        last: aio.AioRpcError | None = None
-        try:
-            async for response in call:
-                update = self._protocol.receive(response)
-                if update is not None:
-                    self._updates.put_nowait(update)
-                self._opened_or_over.set()
-        except aio.AioRpcError as error:
-            last = error
-        except asyncio.CancelledError:
-            self._end(Cancelled("the stream was left", grpc.StatusCode.CANCELLED))
-        except Exception as error:  # whatever it is, it is the caller's to see
-            call.cancel()
-            self._end(error if isinstance(error, GuardwireError) else broken_contract(f"unreadable: {error!r}"))
-        if not self._over.is_set():
-            self._end(outcome.error(last))
+    def _receive(self, response: pb.ModerateStreamResponse) -> None:
+        update = self._protocol.receive(response)
+        if update is not None:
+            self._unread.add(update)
+        self._changed.set()
 
     def _end(self, failure: GuardwireError | None) -> None:
+        if self._over:
+            return
         if self._protocol.summary is None:
             self._failure = failure or broken_contract("the server ended the stream without a summary")
-        self._updates.put_nowait(None)
-        self._over.set()
-        self._opened_or_over.set()
+        self._over = True
+        self._changed.set()

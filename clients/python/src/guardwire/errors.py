@@ -117,6 +117,10 @@ class StreamAborted(GuardwireError):
     """The server cut the stream: it was idle, lasted too long, or was not read."""
 
 
+class UpdatesLost(GuardwireError):
+    """More updates of a stream waited than it keeps; the stream goes on, and so does iterating with the next one."""
+
+
 class ServerFault(GuardwireError):
     """The server failed or broke the contract; `request_id` names the call in its logs."""
 
@@ -153,11 +157,25 @@ def broken_contract(message: str) -> ServerFault:
     return ServerFault(message, grpc.StatusCode.INTERNAL)
 
 
+def stream_left() -> Cancelled:
+    """Builds the error of a stream that its caller has left before its end."""
+    return Cancelled("the stream was left", grpc.StatusCode.CANCELLED)
+
+
+def unreadable(error: Exception) -> GuardwireError:
+    """What a stream fails with when reading a response raised."""
+    return error if isinstance(error, GuardwireError) else broken_contract(f"unreadable: {error!r}")
+
+
+def from_status(code: grpc.StatusCode, message: str, details: ErrorDetails) -> GuardwireError:
+    """Builds the error that a status stands for."""
+    return _BY_STATUS.get(code, GuardwireError)(message or code.name, code, details)
+
+
 def from_rpc_error(error: grpc.RpcError) -> GuardwireError:
     """Translates what grpc raises, in its asyncio form and in the other one."""
     call: Any = error  # both forms have code(), details() and trailing_metadata(); their stubs do not agree
-    code: grpc.StatusCode = call.code() or grpc.StatusCode.UNKNOWN
-    return _BY_STATUS.get(code, GuardwireError)(call.details() or code.name, code, _read_details(call))
+    return from_status(call.code() or grpc.StatusCode.UNKNOWN, call.details(), _read_details(call))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,18 @@ from typing import Protocol, Self
 
 import grpc
 
-from guardwire.errors import Cancelled, DeadlineExceeded, GuardwireError, broken_contract, from_rpc_error
+from guardwire.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GuardwireError,
+    broken_contract,
+    from_rpc_error,
+    stream_left,
+    unreadable,
+)
 from guardwire.results import Decision, StreamOpened, Update
 from guardwire.stream_protocol import Request, StreamProtocol
+from guardwire.unread_updates import UnreadUpdates
 from guardwire.v1 import moderation_pb2 as pb
 
 
@@ -37,15 +46,17 @@ class ModerateStream:
     The twin of `AsyncModerateStream`, with the same verbs. Use it as `with`: entering opens the stream, leaving always
     cancels what is not over. Any thread may push, which never blocks, and any thread may iterate. A thread of the
     stream's own reads all the time; what is pushed waits in a queue that grpc empties as fast as the server takes it.
+    Updates wait until they are asked for, up to the bound in `guardwire.unread_updates`.
     """
 
     def __init__(self, start: StartCall, protocol: StreamProtocol, open_timeout_s: float | None) -> None:
         self._start = start
         self._protocol = protocol
         self._open_timeout_s = open_timeout_s
-        self._lock = threading.Lock()  # around the protocol, and so that requests queue in the order it made them
+        # Around the protocol, the unread updates and the end, and so that requests queue in the order they were made.
+        self._changed = threading.Condition(threading.Lock())
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._updates: queue.SimpleQueue[Update | None] = queue.SimpleQueue()
+        self._unread = UnreadUpdates()
         self._call: ResponseCall | None = None
         self._reader: threading.Thread | None = None
         self._opened_or_over = threading.Event()
@@ -63,13 +74,13 @@ class ModerateStream:
     @property
     def decision(self) -> Decision | None:
         """The highest decision in force for the last user message or the answer to it; None when there is none."""
-        with self._lock:
+        with self._changed:
             return self._protocol.decision
 
     @property
     def blocked(self) -> bool:
         """True while a BLOCK is in force that is not only observed: the answer should be cut."""
-        with self._lock:
+        with self._changed:
             return self._protocol.blocked
 
     @property
@@ -119,13 +130,20 @@ class ModerateStream:
         return self
 
     def __next__(self) -> Update:
-        update = self._updates.get()
-        if update is not None:
+        """The next update.
+
+        Raises:
+            UpdatesLost: More waited than the stream keeps; the stream goes on, and so may iterating.
+            GuardwireError: The stream failed.
+        """
+        with self._changed:
+            while (update := self._unread.take()) is None:
+                if self._failure is not None:
+                    raise self._failure
+                if self._over.is_set():
+                    raise StopIteration
+                self._changed.wait()
             return update
-        self._updates.put(None)  # whoever asks again learns it again
-        if self._failure is not None:
-            raise self._failure
-        raise StopIteration
 
     def __enter__(self) -> Self:
         """Opens the stream.
@@ -165,7 +183,7 @@ class ModerateStream:
     def _send(self, build: Callable[[], list[Request] | list[Request | None]]) -> None:
         if self._call is None:
             raise RuntimeError("the stream is open only inside its `with` block")
-        with self._lock:
+        with self._changed:
             for request in build():
                 if not self._over.is_set():
                     self._requests.put(request)
@@ -176,24 +194,26 @@ class ModerateStream:
         failure: GuardwireError | None = None
         try:
             for response in call:
-                with self._lock:
+                with self._changed:
                     update = self._protocol.receive(response)
-                if update is not None:
-                    self._updates.put(update)
+                    if update is not None:
+                        self._unread.add(update)
+                        self._changed.notify_all()
                 self._opened_or_over.set()
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             if self._left and isinstance(failure, Cancelled):
-                failure = Cancelled("the stream was left", failure.code)
+                failure = stream_left()
         except Exception as error:  # whatever it is, it is the caller's to see
             call.cancel()
-            failure = error if isinstance(error, GuardwireError) else broken_contract(f"unreadable: {error!r}")
+            failure = unreadable(error)
         self._end(failure)
 
     def _end(self, failure: GuardwireError | None) -> None:
-        if self._protocol.summary is None:
-            self._failure = failure or broken_contract("the server ended the stream without a summary")
-        self._over.set()
+        with self._changed:
+            if self._protocol.summary is None:
+                self._failure = failure or broken_contract("the server ended the stream without a summary")
+            self._over.set()
+            self._changed.notify_all()
         self._opened_or_over.set()
-        self._updates.put(None)
         self._requests.put(None)  # lets go of the thread in which grpc waits for requests

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 
+import grpc
+
 from guardwire.convert.server_info import limits
 from guardwire.convert.values import members, optional, required, seconds
 from guardwire.enums import Action, Category, DecisionReason, EndReason, Refusal, RiskLevel, Role
-from guardwire.errors import broken_contract
+from guardwire.errors import ErrorDetails, FieldViolation, GuardwireError, broken_contract, from_status
 from guardwire.results import (
     Classification,
     ClassifyUsage,
@@ -22,6 +24,8 @@ from guardwire.results import (
     Update,
 )
 from guardwire.v1 import moderation_pb2 as pb
+
+_STATUS_BY_NUMBER = {status.value[0]: status for status in grpc.StatusCode if status is not grpc.StatusCode.OK}
 
 
 def classification(response: pb.ClassifyResponse) -> Classification:
@@ -83,6 +87,13 @@ def update(response: pb.ModerateStreamResponse) -> Update | None:
             return _summary(response.summary)
         case _:
             return None
+
+
+def stream_error(message: pb.StreamError) -> GuardwireError:
+    """Reads the end of one stream among many as the error that a call of its own would have raised."""
+    violations = (FieldViolation(message.field, message.message),) if message.field else ()
+    code = _STATUS_BY_NUMBER.get(message.code, grpc.StatusCode.UNKNOWN)
+    return from_status(code, message.message, ErrorDetails(message.reason, violations))
 
 
 def _draining(message: pb.Draining) -> Draining:
