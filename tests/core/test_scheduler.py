@@ -247,3 +247,14 @@ def test_what_a_sequence_cannot_take() -> None:
     with pytest.raises(ValueError, match="exists"):
         target.add(1)
     assert target.num_pending_tokens == 60
+
+
+def test_the_id_of_a_retired_sequence_is_free_again() -> None:
+    target = scheduler()
+    for _ in range(3):
+        push(target, 1, 40, Read.NOTHING)
+        step(target)
+        target.retire(1, 40)
+        assert target.num_sequences == 0
+    assert target.num_reused_tokens == 2 * 39, "the last token is computed, since something waits for it"
+    assert len(target._sequences) == 1

@@ -148,7 +148,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(sequence.num_done == len(sequence.ids) for sequence in self.sequences.values())
         for seq_id in tuple(self.sequences):
             self.forget(seq_id)
-        for seq_id in self.retired:
+        for seq_id in tuple(self.scheduler._sequences):
             self.scheduler.remove(seq_id)
         if self.num_added:
             assert self.scheduler.arena_used == 0

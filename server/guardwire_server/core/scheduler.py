@@ -25,10 +25,11 @@ import itertools
 from array import array
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
 from guardwire_server.core.prefix_index import PrefixIndex
+from guardwire_server.core.sequence import Sequence
 from guardwire_server.core.step_plan import Chunk, Copy, StepPlan
 
 
@@ -49,20 +50,8 @@ class SchedulerLimits:
     max_retired: int = 128
 
 
-@dataclass(slots=True)
-class _Sequence:
-    seq_id: int
-    ids: "array[int]" = field(default_factory=lambda: array("i"))
-    reads: bytearray = field(default_factory=bytearray)
-    num_cached: int = 0
-    num_done: int = 0  # tokens that went through the model once; after an eviction more than are cached
-    waits_for: int = 0  # the number of tokens it had when it took its place in the order
-    epoch: int = 0
-    extent: Extent | None = None
-
-    @property
-    def num_pending(self) -> int:
-        return len(self.ids) - self.num_cached
+FIRST_RETIRED_ID = -1000
+"""Retired sequences are named downwards from here; callers' own ids are above."""
 
 
 class Scheduler:
@@ -75,10 +64,11 @@ class Scheduler:
     def __init__(self, arena: KvArena, limits: SchedulerLimits) -> None:
         self._arena = arena
         self._limits = limits
-        self._sequences: dict[int, _Sequence] = {}
-        self._waiting: OrderedDict[int, _Sequence] = OrderedDict()
-        self._idle: OrderedDict[int, _Sequence] = OrderedDict()
+        self._sequences: dict[int, Sequence] = {}
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self._idle: OrderedDict[int, Sequence] = OrderedDict()
         self._retired = PrefixIndex(limits.max_retired)
+        self._retired_ids = itertools.count(FIRST_RETIRED_ID, -1)
         self.long_tokens_beside_short = limits.max_num_batched_tokens
         self.num_evictions = 0
         self.num_reused_tokens = 0
@@ -121,7 +111,7 @@ class Scheduler:
         """Adds an empty sequence."""
         if seq_id in self._sequences:
             raise ValueError(f"sequence {seq_id} exists")
-        sequence = _Sequence(seq_id)
+        sequence = Sequence(seq_id)
         self._sequences[seq_id] = self._idle[seq_id] = sequence
 
     def extend(self, seq_id: int, ids: "array[int]", reads: bytes) -> None:
@@ -161,13 +151,19 @@ class Scheduler:
             self._arena.free(sequence.extent)
 
     def retire(self, seq_id: int, num_tokens: int) -> None:
-        """Ends a sequence whose first `num_tokens` tokens, if they are cached, may be what others begin with."""
+        """Ends a sequence whose first `num_tokens` tokens, if they are cached, may be what others begin with.
+
+        Its id is free again.
+        """
         sequence = self._sequences[seq_id]
         if sequence.num_cached < num_tokens:
             self.remove(seq_id)
             return
         self.truncate(seq_id, num_tokens, sequence.epoch)
-        for dropped in self._retired.add(seq_id, sequence.ids):
+        del self._sequences[seq_id], self._idle[seq_id]
+        sequence.seq_id = next(self._retired_ids)
+        self._sequences[sequence.seq_id] = self._idle[sequence.seq_id] = sequence
+        for dropped in self._retired.add(sequence.seq_id, sequence.ids):
             self.remove(dropped)
 
     def schedule(self) -> StepPlan:
@@ -185,7 +181,7 @@ class Scheduler:
             left = min(budget, long_budget) if is_long[sequence.seq_id] else budget
             if left <= 0 or not self._reserve(sequence, copies, chunks):
                 continue
-            chunk = _chunk(sequence, min(left, max_tokens, sequence.num_pending))
+            chunk = sequence.next_chunk(min(left, max_tokens, sequence.num_pending))
             chunks[sequence.seq_id] = chunk
             budget -= len(chunk.ids)
             if is_long[sequence.seq_id]:
@@ -202,7 +198,7 @@ class Scheduler:
                 del self._waiting[sequence.seq_id]
                 self._refile(sequence)
 
-    def _order(self) -> list[tuple[_Sequence, int]]:
+    def _order(self) -> list[tuple[Sequence, int]]:
         """The waiting sequences in the order of service, each with the most tokens it may take."""
         budget, short_tokens = self._limits.max_num_batched_tokens, self._limits.short_extend_tokens
         waiting = list(self._waiting.values())
@@ -215,7 +211,7 @@ class Scheduler:
         head_tokens = max(short_tokens, int(budget * self._limits.long_share), budget - demand)
         return [(head, head_tokens), *((sequence, budget) for sequence in short + long)]
 
-    def _reserve(self, sequence: _Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
+    def _reserve(self, sequence: Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
         """Makes sure that the sequence's extent holds all its tokens; False if this step has no room for it."""
         num_tokens = len(sequence.ids)
         if sequence.extent and sequence.extent.capacity >= num_tokens:
@@ -234,7 +230,7 @@ class Scheduler:
         sequence.extent = extent
         return True
 
-    def _reuse_prefix(self, sequence: _Sequence, extent: Extent, copies: list[Copy]) -> None:
+    def _reuse_prefix(self, sequence: Sequence, extent: Extent, copies: list[Copy]) -> None:
         """Copies what a retired sequence has in common with one that has nothing cached, up to what is to be read."""
         seq_id, num_common = self._retired.longest(sequence.ids)
         if seq_id is None:
@@ -252,7 +248,7 @@ class Scheduler:
         self._retired.touch(seq_id)
         self._idle.move_to_end(seq_id)
 
-    def _can_make_room(self, sequence: _Sequence, planned: Collection[int]) -> bool:
+    def _can_make_room(self, sequence: Sequence, planned: Collection[int]) -> bool:
         """Whether the sequence would fit if all that may lose their extents did; if not, none should."""
         capacity = extent_capacity(len(sequence.ids))
         ahead = itertools.takewhile(lambda other: other is not sequence, self._waiting.values())
@@ -262,7 +258,7 @@ class Scheduler:
                 taken.update(range(extent.start // capacity, (extent.start + extent.capacity - 1) // capacity + 1))
         return len(taken) < self._arena.num_tokens // capacity
 
-    def _make_room(self, sequence: _Sequence, planned: Collection[int]) -> None:
+    def _make_room(self, sequence: Sequence, planned: Collection[int]) -> None:
         """Takes extents until there is room: the longest idle's, those of the ones that wait least, at last its own."""
         behind = itertools.takewhile(lambda other: other is not sequence, reversed(self._waiting.values()))
         for other in itertools.chain(tuple(self._idle.values()), behind, (sequence,)):
@@ -276,7 +272,7 @@ class Scheduler:
                 other.num_cached = 0
                 self.num_evictions += 1
 
-    def _refile(self, sequence: _Sequence) -> None:
+    def _refile(self, sequence: Sequence) -> None:
         """Puts a sequence where its tokens say it belongs; a place once taken in the order of waiting is kept."""
         if sequence.num_done < len(sequence.ids):
             self._idle.pop(sequence.seq_id, None)
@@ -288,12 +284,3 @@ class Scheduler:
             self._waiting.pop(sequence.seq_id, None)
             self._idle[sequence.seq_id] = sequence
             self._idle.move_to_end(sequence.seq_id)
-
-
-def _chunk(sequence: _Sequence, num_tokens: int) -> Chunk:
-    """The sequence's next `num_tokens` tokens; readings that were handed out before are not taken again."""
-    assert sequence.extent is not None
-    start, stop = sequence.num_cached, sequence.num_cached + num_tokens
-    num_known = min(max(sequence.num_done - start, 0), num_tokens)
-    reads = bytes(num_known) + bytes(sequence.reads[start + num_known : stop])
-    return Chunk(sequence.seq_id, sequence.epoch, start, sequence.ids[start:stop], reads, sequence.extent)

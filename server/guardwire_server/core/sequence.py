@@ -1,0 +1,38 @@
+"""A sequence as the scheduler sees it: its tokens, and how far the model has seen them."""
+
+from array import array
+from dataclasses import dataclass, field
+
+from guardwire_server.core.kv_arena import Extent
+from guardwire_server.core.step_plan import Chunk
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Owner: the scheduler. Invariant: num_cached <= num_done <= len(ids), and extent is None only if num_cached is 0.
+
+    `num_cached` tokens have their keys and values in the arena. `num_done` went through the model once; after an eviction
+    these are more. `waits_for` is the number of tokens it had when it took its place in the order of waiting.
+    """
+
+    seq_id: int
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    reads: bytearray = field(default_factory=bytearray)
+    num_cached: int = 0
+    num_done: int = 0
+    waits_for: int = 0
+    epoch: int = 0
+    extent: Extent | None = None
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are not cached."""
+        return len(self.ids) - self.num_cached
+
+    def next_chunk(self, num_tokens: int) -> Chunk:
+        """The next `num_tokens` tokens; readings that were handed out before are not taken again."""
+        assert self.extent is not None
+        start, stop = self.num_cached, self.num_cached + num_tokens
+        num_known = min(max(self.num_done - start, 0), num_tokens)
+        reads = bytes(num_known) + bytes(self.reads[start + num_known : stop])
+        return Chunk(self.seq_id, self.epoch, start, self.ids[start:stop], reads, self.extent)
