@@ -11,8 +11,8 @@ from guardwire_server.core.step_plan import Chunk
 class Sequence:
     """Owner: the scheduler. Invariant: num_cached <= num_done <= len(ids), and extent is None only if num_cached is 0.
 
-    `num_cached` tokens have their keys and values in the arena. `num_done` went through the model once; after an eviction
-    these are more. `waits_for` is the number of tokens it had when it took its place in the order of waiting.
+    `num_cached` tokens have their keys and values in the arena. `num_done` went through the model once; after an
+    eviction these are more. `waits_for` is the number of tokens it had when it took its place in the order of waiting.
     """
 
     seq_id: int

@@ -32,8 +32,8 @@ def backbone_config(vocab_size: int, max_position_embeddings: int) -> Qwen3Confi
     """Shape of both demo backbones: a Qwen3 in miniature."""
     return Qwen3Config(
         vocab_size=vocab_size,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=224,
+        intermediate_size=448,
         num_hidden_layers=3,
         num_attention_heads=6,
         num_key_value_heads=2,

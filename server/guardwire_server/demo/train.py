@@ -30,8 +30,8 @@ from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 60_000
 _SEEDS_PER_PROCESS = 1_000
-_STREAM_STEPS = 4_800
-_GEN_STEPS = 1_400
+_STREAM_STEPS = 3_300
+_GEN_STEPS = 1_000
 _HELD_OUT_CONVERSATIONS = 600
 
 

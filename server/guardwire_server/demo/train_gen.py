@@ -19,7 +19,7 @@ from guardwire_server.demo.conversations import Conversation, ConversationSample
 from guardwire_server.demo.networks import backbone_config
 from guardwire_server.demo.optimisation import (
     AveragedOptimiser,
-    add_dropout,
+    add_word_dropout,
     length_batches,
     pad,
     pad_weights,
@@ -73,7 +73,7 @@ def train_gen(
     network = Qwen3ForCausalLM(backbone_config(tokenizer.get_vocab_size(), max_position_embeddings=32768))
     network.model.load_state_dict(start.model.state_dict())
     network.tie_weights()
-    add_dropout(network.model)
+    add_word_dropout(network.model)
     network.train()
     torch.manual_seed(seed + process_rank())  # the same weights everywhere, other dropout in each process
     optimiser = AveragedOptimiser(network, learning_rate=_LEARNING_RATE, num_steps=num_steps)

@@ -12,7 +12,7 @@ from guardwire_server.demo.conversations import ConversationSampler
 from guardwire_server.demo.networks import answer_logits, hidden_states, new_stream_guard, query_logits
 from guardwire_server.demo.optimisation import (
     AveragedOptimiser,
-    add_dropout,
+    add_word_dropout,
     length_batches,
     pad,
     pad_weights,
@@ -26,7 +26,7 @@ _CONVERSATIONS_PER_ROUND = 6_000
 _LEARNING_RATE = 3e-3
 _LABEL_SMOOTHING = 0.05
 _LANGUAGE_MODEL_WEIGHT = 0.15
-_LANGUAGE_MODEL_SHARE = 0.1
+_LANGUAGE_MODEL_SHARE = 0.05
 _MAX_SEQUENCE_TOKENS = 256
 
 
@@ -36,7 +36,7 @@ def train_stream(
     """Trains for `num_steps` batches and returns the averaged weights; `on_step` receives each loss."""
     torch.manual_seed(seed)
     network = new_stream_guard(tokenizer.get_vocab_size())
-    add_dropout(network.model)
+    add_word_dropout(network.model)
     network.train()
     torch.manual_seed(seed + process_rank())  # the same weights everywhere, other dropout in each process
     optimiser = AveragedOptimiser(network, learning_rate=_LEARNING_RATE, num_steps=num_steps)

@@ -38,7 +38,7 @@ CONTROL_TOKENS = (
 )
 """Source: the added tokens of Qwen3's tokenizer.json, in their order."""
 
-_VOCABULARY_SIZE = 6144
+_VOCABULARY_SIZE = 8192
 _REQUIRED_WORDS = (
     "user",
     "assistant",
