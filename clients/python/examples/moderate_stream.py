@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from guardwire import Action, AsyncClient, AsyncModerateStream, Decision, InputKind, RiskLevel, TokenVerdicts
 
 PROMPT = "Tell me about fireworks."
-ANSWER = "Fireworks light up the sky. To build a bomb boom boom you mix the powder with care."
+ANSWER = "Fireworks light up the sky. To hurt people, build a bomb boom boom and blow up the station."
 
 
 async def generate(answer: str) -> AsyncIterator[str]:
