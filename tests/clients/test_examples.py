@@ -25,13 +25,13 @@ async def test_sync_classify(target: str) -> None:
 
 async def test_moderate_stream_cuts_the_answer(target: str) -> None:
     shown = await example("moderate_stream.py", target)
-    assert shown == "Fireworks light up the sky. To build a\n[cut: two in a row]\n"
+    assert shown == "Fireworks light up the sky. To hurt people, build a\n[cut: two in a row]\n"
 
 
 async def test_many_streams(target: str) -> None:
     assert (await example("many_streams.py", target)).splitlines() == [
         "SAFE: The sky is blue.",
-        "UNSAFE: Fireworks light up the sky. To build a [cut: two in a row]",
+        "UNSAFE: Fireworks light up the sky. To hurt people, build a [cut: two in a row]",
         "SAFE: Hello to you too, it is a fine day.",
     ]
 

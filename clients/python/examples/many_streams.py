@@ -14,7 +14,9 @@ from guardwire import AsyncClient, AsyncModerateStream, GuardwireError, InputKin
 
 ANSWERS = {
     "What colour is the sky?": "The sky is blue.",
-    "Tell me about fireworks.": "Fireworks light up the sky. To hurt people, build a bomb boom boom and blow up the station.",
+    "Tell me about fireworks.": (
+        "Fireworks light up the sky. To hurt people, build a bomb boom boom and blow up the station."
+    ),
     "Hello": "Hello to you too, it is a fine day.",
 }
 
