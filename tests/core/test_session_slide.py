@@ -164,3 +164,14 @@ def test_an_end_while_the_context_waits_to_slide() -> None:
     assert [update.decision.action for update in stream.updates if isinstance(update, ev.DecisionTaken)] == [
         Action.BLOCK
     ]
+
+
+def test_held_back_text_that_makes_the_context_slide_comes_before_the_next_turn() -> None:
+    stream = Stream(replace(LIMITS, max_context_tokens=MAX_TOKENS))
+    begin = replace(opening(policy=EAGER), context_overflow=ev.ContextOverflow.SLIDE, input_kind=ev.InputKind.TEXT)
+    stream.send(begin, ev.TextPushed("x" * 34), ev.UserTurnAdded("b"), ev.FinishRequested())
+    while not stream.ends:
+        stream.settle()
+    assert stream.error is None
+    assert len(told(stream)) == 34
+    assert len(stream.told(ev.PromptVerdict)) == 2

@@ -239,6 +239,8 @@ class Scheduler:
         while unread < len(sequence.ids) - 1 and not sequence.reads[unread]:
             unread += 1
         num_tokens = min(num_common, unread)
+        if not num_tokens:
+            return
         donor = self._sequences[seq_id]
         assert donor.extent is not None  # without one it would not be in the index
         copies.append(Copy(donor.extent, extent, num_tokens))

@@ -127,6 +127,9 @@ class Session:
 
     def _add_user_turn(self, event: ev.UserTurnAdded, outputs: list[ev.Output]) -> None:
         outputs += self._input.flush_text()
+        if self._input.is_waiting:
+            self._waiting.appendleft(event)  # the answer's last words come first
+            return
         field = "user_turn.tokens.token_ids" if isinstance(event.content, array) else "user_turn.content"
         turn = self._renderer.user_turn(event.content, self._options.thinking, self._transcript.answer_tail)
         outputs.append(self._begin_turn(turn, field))
