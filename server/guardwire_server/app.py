@@ -22,7 +22,7 @@ from guardwire_server.engine.gen_engine import GenEngine
 from guardwire_server.engine.session_manager import ManagerLimits, SessionManager
 from guardwire_server.engine.stream_engine import StreamEngine
 from guardwire_server.model.checkpoint import CheckpointKind
-from guardwire_server.model.checkpoint_device import choose_device_and_dtype
+from guardwire_server.model.checkpoint_device import choose_device_and_dtype, choose_kv_dtype
 from guardwire_server.model.checkpoint_weights import LoadProgress
 from guardwire_server.model.loading import (
     GenModel,
@@ -80,11 +80,14 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     if config.stream_model == config.gen_model == "none":
         raise StartupError("stream_model, gen_model: both are none, so there is nothing to serve")
 
-    def options(max_sequences: int) -> LoadOptions:
+    def options(kind: CheckpointKind, max_sequences: int) -> LoadOptions:
+        # Gen's answer must be that of its own dtype to the letter, and it reads its keys a few times only.
+        is_free = kernels is not None and kind is CheckpointKind.STREAM
         max_num_batched_tokens = config.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS[device.type]
         return LoadOptions(
             device=device,
             dtype=dtype,
+            kv_dtype=choose_kv_dtype(config.kv_dtype, config.dtype, dtype, is_converted_in_kernel=is_free),
             max_sequences=max_sequences,
             step_limits=SchedulerLimits(
                 max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=config.max_num_seqs
@@ -99,11 +102,11 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     if config.stream_model != "none":
         path = str(demo.stream_checkpoint_directory()) if config.stream_model == "demo" else config.stream_model
         checkpoint = open_as(CheckpointKind.STREAM, path, "stream_model")
-        stream = load_stream_model(checkpoint, options(config.max_sessions))
+        stream = load_stream_model(checkpoint, options(CheckpointKind.STREAM, config.max_sessions))
     if config.gen_model != "none":
         path = str(demo.gen_checkpoint_directory()) if config.gen_model == "demo" else config.gen_model
         checkpoint = open_as(CheckpointKind.GEN, path, "gen_model")
-        gen = load_gen_model(checkpoint, options(config.max_classify_calls))
+        gen = load_gen_model(checkpoint, options(CheckpointKind.GEN, config.max_classify_calls))
     return Models(stream, gen)
 
 

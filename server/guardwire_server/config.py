@@ -48,6 +48,9 @@ class ServerConfig(BaseModel):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    kv_dtype: str = Field(
+        default="auto", description="what keys and values are kept in: auto, float32, bfloat16 or float16"
+    )
     num_threads: int = Field(default=0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
     native_kernels: bool = Field(
         default=True, description="compile kernels for this CPU at the first start, where there is a C++ compiler"

@@ -34,10 +34,10 @@ class Ceilings:
     bandwidth: float
     matrix_rate: float
 
-    def floor_s(self, config: Qwen3Config, contexts: Sequence[int], weight_bytes: int, dtype: torch.dtype) -> float:
+    def floor_s(self, config: Qwen3Config, contexts: Sequence[int], weight_bytes: int, kv_dtype: torch.dtype) -> float:
         """The least seconds of a step with one new token at each of these contexts."""
         num_parameters = body_parameters(config)
-        kv_bytes = kv_bytes_per_token(config, dtype) * sum(contexts)
+        kv_bytes = kv_bytes_per_token(config, kv_dtype) * sum(contexts)
         products = 2 * num_parameters * len(contexts)
         attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * sum(contexts)
         return max(

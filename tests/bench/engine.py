@@ -24,7 +24,7 @@ from guardwire_server.core.kv_arena import Extent, extent_capacity
 from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from guardwire_server.model.backbone import Backbone
 from guardwire_server.model.checkpoint import open_checkpoint
-from guardwire_server.model.checkpoint_device import choose_device_and_dtype
+from guardwire_server.model.checkpoint_device import choose_device_and_dtype, choose_kv_dtype
 from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.native_kernels import load_native_kernels
 from tests.bench.ceilings import Ceilings, body_parameters, measure_ceilings
@@ -33,7 +33,7 @@ from tests.bench.settings import Settings
 
 CONTEXT_TOKENS = 512
 PREFILL_TOKENS = 512
-GROWTH_CONTEXTS = (64, 512, 2048)
+GROWTH_CONTEXTS = (64, 512, 4096)
 TOKEN_ID = 1879
 
 
@@ -51,7 +51,8 @@ def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
             "cache": _median_s("cache", _cached(model, device), settings, device),
         }
         kernels = load_native_kernels() if device.type == "cpu" else None
-        backbone = Backbone(model, many * extent_capacity(max(GROWTH_CONTEXTS) + 1), kernels)
+        kv_dtype = choose_kv_dtype("auto", "auto", dtype, is_converted_in_kernel=kernels is not None)
+        backbone = Backbone(model, many * extent_capacity(max(GROWTH_CONTEXTS) + 1), kernels, kv_dtype)
         _fill(backbone, many)
         seconds["prefill"] = _median_s("prefill", partial(backbone.step, _prefill()), settings, device)
         seconds["ours_one"] = _median_s("ours_one", partial(backbone.step, _plan(1, CONTEXT_TOKENS)), settings, device)
@@ -60,17 +61,22 @@ def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
             seconds[name] = _median_s(name, partial(backbone.step, _plan(many, context)), settings, device)
     # The weights lie in bfloat16 wherever kernels or the dtype allow it.
     weight_bytes = 2 if kernels or dtype.itemsize == 2 else dtype.itemsize
-    floor = partial(ceilings.floor_s, config, weight_bytes=weight_bytes, dtype=dtype)
+    floor = partial(ceilings.floor_s, config, weight_bytes=weight_bytes, kv_dtype=kv_dtype)
     floors = {"ours_one": floor([CONTEXT_TOKENS])} | {
         f"ours_many_{context}": floor([context] * many) for context in GROWTH_CONTEXTS
     }
     floors["prefill"] = floor(list(range(PREFILL_TOKENS)))
+    context = settings.context_tokens
     return {
         "context_tokens": CONTEXT_TOKENS,
+        "dtype": str(dtype).removeprefix("torch."),
+        "kv_dtype": str(kv_dtype).removeprefix("torch."),
         "num_threads": torch.get_num_threads(),
         "has_native_kernels": kernels is not None,
         "bandwidth_gb_per_s": ceilings.bandwidth / 1e9,
         "matrix_gflop_per_s": ceilings.matrix_rate / 1e9,
+        # One stream waits for memory, many for arithmetic: what the machine allows section `streams` to show at most.
+        "speedup_of_floors": many * floor([context]) / floor([context] * many),
         "step_ms": {name: 1000 * duration_s for name, duration_s in seconds.items()},
         "floor_ms": {name: 1000 * floor_s for name, floor_s in floors.items()},
     } | _ratios(seconds, floors, many, ceilings, PREFILL_TOKENS * 2 * body_parameters(config))

@@ -51,7 +51,8 @@ def print_tables(result: Result, bars: Sequence[Bar]) -> None:
     }
     print(
         f"\nceilings: {engine['bandwidth_gb_per_s']:.1f} GB/s, {engine['matrix_gflop_per_s']:.0f} GFLOP/s; "
-        f"native kernels: {'yes' if engine['has_native_kernels'] else 'no'}"
+        f"native kernels: {'yes' if engine['has_native_kernels'] else 'no'}; at the floors {num_streams} streams would "
+        f"give {engine['speedup_of_floors']:.1f} times the tokens of one"
     )
     floors = engine["floor_ms"]
     _print_table(

@@ -7,7 +7,7 @@ import torch
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.model import checkpoint_device
-from guardwire_server.model.checkpoint_device import choose_device_and_dtype, processor_flags
+from guardwire_server.model.checkpoint_device import choose_device_and_dtype, choose_kv_dtype, processor_flags
 
 
 @pytest.fixture
@@ -76,6 +76,28 @@ def test_other_devices_are_refused(device: str) -> None:
 def test_other_dtypes_are_refused(dtype: str) -> None:
     with pytest.raises(StartupError, match=r"dtype: .* is none of auto, float32, bfloat16, float16"):
         choose_device_and_dtype("cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "dtype", "chosen", "is_converted", "expected"),
+    [
+        ("auto", "auto", torch.float32, True, torch.bfloat16),
+        ("auto", "auto", torch.float32, False, torch.float32),
+        ("auto", "auto", torch.bfloat16, False, torch.bfloat16),
+        ("auto", "float32", torch.float32, True, torch.float32),  # who asks for float32 gets it throughout
+        ("float32", "auto", torch.bfloat16, True, torch.float32),
+        ("bfloat16", "float32", torch.float32, False, torch.bfloat16),
+    ],
+)
+def test_what_the_cache_is_kept_in(
+    kv_dtype: str, dtype: str, chosen: torch.dtype, is_converted: bool, expected: torch.dtype
+) -> None:
+    assert choose_kv_dtype(kv_dtype, dtype, chosen, is_converted_in_kernel=is_converted) is expected
+
+
+def test_other_dtypes_of_the_cache_are_refused() -> None:
+    with pytest.raises(StartupError, match=r"kv_dtype: 'int8' is none of auto, float32, bfloat16, float16"):
+        choose_kv_dtype("int8", "auto", torch.float32, is_converted_in_kernel=True)
 
 
 def test_the_flags_are_those_of_the_kernel(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from guardwire_server.model import native_kernels
-from guardwire_server.model.native_kernels import Epilogue, NativeKernels, load_native_kernels
+from guardwire_server.model import native_library
+from guardwire_server.model.native_kernels import DTYPE_PAIRS, Epilogue, NativeKernels, load_native_kernels
 from tests.tools import skip_without
 
 EPS = 1e-6
@@ -94,24 +94,24 @@ def test_a_norm(kernels: NativeKernels, dtype: torch.dtype) -> None:
     close(kernels.rms_norm(x, weight, EPS), rms_norm(x.float(), (192,), weight.float(), EPS), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), DTYPE_PAIRS)
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 40])
 def test_queries_keys_and_values_are_prepared(
-    kernels: NativeKernels, num_threads: int, num_tokens: int, dtype: torch.dtype
+    kernels: NativeKernels, num_threads: int, num_tokens: int, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> None:
     heads, kv_heads, dim, num_slots = 6, 2, 64, 100
     qkv = normal(num_tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
     norms = (normal(dim, dtype=dtype, seed=1), normal(dim, dtype=dtype, seed=2))
     angles = normal(num_tokens, dim // 2, seed=3, scale=10.0)
     slots = torch.randperm(num_slots, generator=torch.Generator().manual_seed(4))[:num_tokens]
-    keys, values = torch.full((2, kv_heads, num_slots, dim), torch.nan, dtype=dtype)
+    keys, values = torch.full((2, kv_heads, num_slots, dim), torch.nan, dtype=kv_dtype)
     query = kernels.prepare(qkv, norms, (angles.cos(), angles.sin()), slots, keys, values, EPS)
 
     split = qkv.view(num_tokens, heads + 2 * kv_heads, dim).float()
     close(query, rotated(rms_norm(split[:, :heads], (dim,), norms[0].float(), EPS), angles), torch.float32)
     expected_keys = rotated(rms_norm(split[:, heads : heads + kv_heads], (dim,), norms[1].float(), EPS), angles)
-    close(keys[:, slots], expected_keys.transpose(0, 1), dtype)
-    assert torch.equal(values[:, slots].float(), split[:, heads + kv_heads :].transpose(0, 1))
+    close(keys[:, slots], expected_keys.transpose(0, 1), kv_dtype)
+    assert torch.equal(values[:, slots], split[:, heads + kv_heads :].transpose(0, 1).to(kv_dtype))
     untouched = torch.ones(num_slots, dtype=torch.bool)
     untouched[slots] = False
     assert keys[:, untouched].isnan().all()
@@ -125,20 +125,26 @@ def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), DTYPE_PAIRS)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 128), (3, 3, 32), (10, 2, 64), (3, 1, 16)])
 def test_attention(
-    kernels: NativeKernels, num_threads: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+    kernels: NativeKernels,
+    num_threads: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
 ) -> None:
     """(slot, cached, new) of sequences of all ages; what lies between their extents is not a number."""
     sequences = [(0, 0, 1), (10, 0, 7), (30, 3, 1), (64, 63, 2), (200, 17, 16), (300, 100, 1), (420, 40, 3)]
-    keys, values = torch.full((2, kv_heads, 500, dim), torch.nan, dtype=dtype)
+    keys, values = torch.full((2, kv_heads, 500, dim), torch.nan, dtype=kv_dtype)
     query = normal(sum(new for _, _, new in sequences), heads, dim, seed=5)
     segments, expected, begin = [], [], 0
     for slot, past, new in sequences:
         extent = slice(slot, slot + past + new)
-        keys[:, extent] = normal(kv_heads, past + new, dim, dtype=dtype, seed=slot)
-        values[:, extent] = normal(kv_heads, past + new, dim, dtype=dtype, seed=slot + 1)
+        keys[:, extent] = normal(kv_heads, past + new, dim, dtype=kv_dtype, seed=slot)
+        values[:, extent] = normal(kv_heads, past + new, dim, dtype=kv_dtype, seed=slot + 1)
         segments.append((slot, past, begin, begin + new))
         mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
         rows = scaled_dot_product_attention(
@@ -177,7 +183,7 @@ def test_the_library_is_compiled_once(kernels: NativeKernels, tmp_path: Path, mo
     assert load_native_kernels.__wrapped__(tmp_path) is not None
     files = list(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".so"]
-    monkeypatch.setattr(native_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(native_library, "_compile", lambda *_: pytest.fail("compiled again"))
     assert load_native_kernels.__wrapped__(tmp_path) is not None
 
 
@@ -222,8 +228,7 @@ def test_the_library_brings_no_second_openmp_runtime(kernels: NativeKernels) -> 
 
 def test_the_source_compiles_without_warnings(kernels: NativeKernels) -> None:
     compiler = next(path for name in ("c++", "g++", "clang++") if (path := shutil.which(name)))
-    source = Path(native_kernels.__file__).with_name("kernels.cpp")
     warnings = ("-Wall", "-Wextra", "-Werror")
-    command = [compiler, *native_kernels.FLAGS, *warnings, "-fsyntax-only", str(source)]
+    command = [compiler, *native_library.FLAGS, *warnings, "-fsyntax-only", str(native_library.SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from guardwire_server.core.step_plan import Read, StepPlan
-from guardwire_server.model.native_forward import NativeForward, can_run
+from guardwire_server.model.native_forward import native_forward
 from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.packed_linear import pack_linears
 from guardwire_server.model.ragged_attention import ATTENTION_NAME, KvTensors, RaggedBatch, build_batch, num_kv_heads
@@ -39,26 +39,32 @@ class ModelForward:
         return hidden
 
 
-def _choose_forward(model: Qwen3Model, kernels: NativeKernels | None) -> Callable[[RaggedBatch], torch.Tensor]:
-    return NativeForward(model, kernels) if kernels and can_run(model, kernels) else ModelForward(model)
-
-
 class Backbone:
     """A backbone with its arena. Owner and thread: one backend, on the device thread."""
 
-    def __init__(self, model: Qwen3Model, num_slots: int, kernels: NativeKernels | None = None) -> None:
+    def __init__(
+        self,
+        model: Qwen3Model,
+        num_slots: int,
+        kernels: NativeKernels | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         """Takes over a loaded model.
 
         Args:
             model: In evaluation mode, on its device, in its dtype.
             num_slots: Token slots of the arena.
             kernels: To compute with on a CPU, if the model's shapes fit them; None: torch alone.
+            kv_dtype: What keys and values are kept in; None: the model's.
         """
         config: Qwen3Config = model.config
         weight = model.embed_tokens.weight
-        self._forward = _choose_forward(model, kernels)
-        self._num_groups = config.num_attention_heads // num_kv_heads(config)
-        self.kv = KvTensors(config, num_slots, weight.device, weight.dtype)
+        kv_dtype = kv_dtype or weight.dtype
+        native = native_forward(model, kernels, kv_dtype) if kernels else None
+        self._forward: Callable[[RaggedBatch], torch.Tensor] = native or ModelForward(model)
+        # Only torch's attention reads masks.
+        self._num_groups = None if native else config.num_attention_heads // num_kv_heads(config)
+        self.kv = KvTensors(config, num_slots, weight.device, kv_dtype)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> torch.Tensor:

@@ -31,6 +31,26 @@ def choose_device_and_dtype(device: str = "auto", dtype: str = "auto") -> tuple[
     return chosen, DTYPES[dtype]
 
 
+def choose_kv_dtype(kv_dtype: str, dtype: str, chosen: torch.dtype, *, is_converted_in_kernel: bool) -> torch.dtype:
+    """Resolves what a model's keys and values are kept in.
+
+    Args:
+        kv_dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto`: as the published models keep them, in bfloat16,
+            where `dtype` is `auto` too and reading them costs no conversion of its own; else in the model's dtype.
+        dtype: What an operator asked for.
+        chosen: The model's dtype.
+        is_converted_in_kernel: Whether attention reads bfloat16 at no cost.
+
+    Raises:
+        StartupError: There is no such dtype.
+    """
+    if kv_dtype == "auto":
+        return torch.bfloat16 if dtype == "auto" and is_converted_in_kernel else chosen
+    if kv_dtype not in DTYPES:
+        raise StartupError(f"kv_dtype: {kv_dtype!r} is none of auto, {', '.join(DTYPES)}")
+    return DTYPES[kv_dtype]
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -28,6 +28,7 @@ class TorchGenBackend:
         verdict_ids: tuple[int, int, int],
         likely_answers: Mapping[bool, Sequence[tuple[int, ...]]],
         kernels: NativeKernels | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Takes over a loaded model.
 
@@ -40,8 +41,9 @@ class TorchGenBackend:
             verdict_ids: The tokens that begin the words Safe, Controversial and Unsafe there.
             likely_answers: As in engine.backend.GenBackend.
             kernels: As in Backbone.
+            kv_dtype: Likewise.
         """
-        self._backbone = Backbone(model, num_slots, kernels)
+        self._backbone = Backbone(model, num_slots, kernels, kv_dtype)
         self._lm_head = projection(lm_head, kernels)
         self._verdict_ids = torch.tensor(verdict_ids, device=lm_head.device)
         self.end_ids = end_ids

@@ -37,15 +37,16 @@ SLOWDOWN = 2.0
 class LoadOptions:
     """How to load a model.
 
-    `max_context_tokens` None: the model's own. `max_sequences`: how many at once, which bounds the arena.
-    `kv_memory_gib` None: from what is free. `kernels` None: torch alone. `on_progress` gives, for a model's name, what
-    hears how far loading is.
+    `max_sequences`: how many at once, which bounds the arena. `kv_dtype` None: `dtype`. `max_context_tokens` None: the
+    model's own. `kv_memory_gib` None: from what is free. `kernels` None: torch alone. `on_progress` gives, for a
+    model's name, what hears how far loading is.
     """
 
     device: torch.device
     dtype: torch.dtype
     max_sequences: int
     step_limits: SchedulerLimits
+    kv_dtype: torch.dtype | None = None
     max_context_tokens: int | None = None
     kv_memory_gib: float | None = None
     kernels: NativeKernels | None = None
@@ -104,7 +105,7 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
     tokenizer = load_tokenizer(checkpoint)
     guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
-    backend = TorchStreamBackend(guard, scheduler.arena_tokens, options.kernels)
+    backend = TorchStreamBackend(guard, scheduler.arena_tokens, options.kernels, options.kv_dtype)
     longest_step_s = _warm_up(scheduler, backend, Read.RESPONSE, options)
     return StreamModel(
         checkpoint=checkpoint,
@@ -136,6 +137,7 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
         verdict_ids=(verdict.safe_id, verdict.controversial_id, verdict.unsafe_id),
         likely_answers=likely_answers(tokenizer, end_ids[0]),
         kernels=options.kernels,
+        kv_dtype=options.kv_dtype,
     )
     return GenModel(
         checkpoint=checkpoint,
@@ -156,7 +158,7 @@ def _scheduler(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Scheduler,
     num_roots, root_tokens = choose_arena(
         checkpoint.config,
         options.device,
-        options.dtype,
+        options.kv_dtype or options.dtype,
         max_context_tokens=wanted,
         max_sequences=options.max_sequences,
         memory_gib=options.kv_memory_gib,

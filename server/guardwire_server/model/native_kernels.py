@@ -1,36 +1,30 @@
-"""The CPU kernels of kernels.cpp: compiled on this machine, for its processor, when they are first needed.
+"""The CPU kernels of kernels/, called on tensors; native_library.py compiles them.
 
-A wheel with binaries would have to bring one for every processor; a compiler and three seconds give the best one for
-this. Where there is no compiler the caller gets None and uses torch instead: same labels, more time.
+Where there is no compiler the caller gets None and uses torch instead: same labels, more time.
 
-Shapes as in kernels.cpp. All tensors are contiguous and on the CPU.
+Shapes as in kernels/kernels.cpp. All tensors are contiguous and on the CPU.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import logging
-import shutil
-import subprocess
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from guardwire_server.model.checkpoint_device import processor_flags
+from guardwire_server.model.native_library import load_library
 
-logger = logging.getLogger(__name__)
+DTYPE_PAIRS = (
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16),
+)
+"""What activations and cache may be kept in."""
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
-_COMPILE_TIMEOUT_S = 120
-_INPUT_MULTIPLE = 8  # kStride of kernels.cpp
-
+_INPUT_MULTIPLE = 8  # kStride of kernels/linear.h
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-
 _POINTER, _INT64, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 
 
@@ -42,29 +36,71 @@ class Epilogue(IntEnum):
     GATE = 2
 
 
+class _Heads(ctypes.Structure):
+    """Heads of kernels/norms.h."""
+
+    _fields_ = (
+        *((name, _INT64) for name in ("queries", "kv", "dim", "head_stride")),
+        *((name, _FLOAT) for name in ("eps", "scale")),
+    )
+
+
+class _Shape(ctypes.Structure):
+    """Shape of kernels/layers.h."""
+
+    _fields_ = (
+        *((name, _INT64) for name in ("num_layers", "hidden", "intermediate", "layer_stride")),
+        ("heads", _Heads),
+    )
+
+
+class _Batch(ctypes.Structure):
+    """Batch of kernels/layers.h."""
+
+    _fields_ = (
+        *((name, _INT64) for name in ("rows", "num_segments")),
+        *((name, _POINTER) for name in ("slots", "segments", "cosines", "sines")),
+    )
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's weights, float32: panels, and norms [H] or [D]; in the order of Layer in kernels/layers.h."""
+
+    qkv: torch.Tensor
+    attention_output: torch.Tensor
+    gate_up: torch.Tensor
+    mlp_output: torch.Tensor
+    input_norm: torch.Tensor
+    query_norm: torch.Tensor
+    key_norm: torch.Tensor
+    output_norm: torch.Tensor
+
+    def pointers(self) -> list[int]:
+        """Where they lie, as long as they live."""
+        return [tensor.data_ptr() for tensor in vars(self).values()]
+
+
 class NativeKernels:
     """The loaded library. Immutable; calls may come from any thread and release the GIL."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        """Takes a library built from kernels.cpp."""
+        """Takes a library built from kernels/."""
         self._library = library
         self.lanes = int(library.guardwire_lanes())
         library.guardwire_pack.argtypes = [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT]
-        library.guardwire_linear.argtypes = [_POINTER, _POINTER, _INT64, _INT64, _INT64, _INT, _POINTER, _INT]
+        library.guardwire_linear.argtypes = [_POINTER, _POINTER, *[_INT64] * 3, _INT, _POINTER, _INT]
+        library.guardwire_room.argtypes = [_POINTER, _INT64]
+        library.guardwire_room.restype = _INT64
         for suffix in _SUFFIXES.values():
-            getattr(library, f"guardwire_rms_norm_{suffix}").argtypes = [
-                *(_POINTER, _POINTER, _INT64, _INT64, _FLOAT, _POINTER)
-            ]
-            getattr(library, f"guardwire_prepare_{suffix}").argtypes = [
-                *[_POINTER] * 6,
-                *[_INT64] * 5,
-                *(_FLOAT, _POINTER, _POINTER, _POINTER, _INT),
-            ]
-            getattr(library, f"guardwire_attend_{suffix}").argtypes = [
-                *[_POINTER] * 4,
-                *[_INT64] * 5,
-                *(_FLOAT, _POINTER, _INT),
-            ]
+            self._function("rms_norm", suffix).argtypes = [_POINTER, _POINTER, _INT64, _INT64, _FLOAT, _POINTER]
+            self._function("layers", suffix).argtypes = [*[_POINTER] * 7, _INT]
+        for pair in DTYPE_PAIRS:
+            self._function("prepare", _suffix(*pair)).argtypes = [*[_POINTER] * 7, _INT64, *[_POINTER] * 3, _INT]
+            self._function("attend", _suffix(*pair)).argtypes = [*[_POINTER] * 5, _INT64, _POINTER, _INT]
+
+    def _function(self, name: str, suffix: str) -> "ctypes._NamedFuncPointer":
+        return getattr(self._library, f"guardwire_{name}_{suffix}")  # type: ignore[no-any-return]
 
     def can_pack(self, weight: torch.Tensor, *, gated: bool = False) -> bool:
         """Whether the kernels take a weight [O, I]: float32 of a fitting shape, all of it exact in bfloat16."""
@@ -104,8 +140,7 @@ class NativeKernels:
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Normalises the rows of x [T, H]."""
         out = torch.empty_like(x)
-        function = getattr(self._library, f"guardwire_rms_norm_{_SUFFIXES[x.dtype]}")
-        function(x.data_ptr(), weight.data_ptr(), *x.shape, eps, out.data_ptr())
+        self._function("rms_norm", _SUFFIXES[x.dtype])(x.data_ptr(), weight.data_ptr(), *x.shape, eps, out.data_ptr())
         return out
 
     def prepare(
@@ -125,28 +160,22 @@ class NativeKernels:
             norms: Weights [D] of the query norm and the key norm.
             rotation: Cosines and sines [T, D / 2], float32.
             slots: Where each token belongs in the arena, int64 [T].
-            keys: One layer of the arena [K, S, D]; of qkv's dtype, like `values`.
+            keys: One layer of the arena [K, S, D]; with qkv's dtype one of DTYPE_PAIRS.
             values: Likewise.
             eps: Of the norms.
 
         Returns:
             Queries [T, N, D], float32.
         """
-        num_tokens, dim = len(qkv), keys.shape[-1]
-        num_kv_heads = len(keys)
+        num_tokens, (num_kv_heads, _, dim) = len(qkv), keys.shape
         query = torch.empty(num_tokens, qkv.shape[1] // dim - 2 * num_kv_heads, dim)
-        function = getattr(self._library, f"guardwire_prepare_{_SUFFIXES[qkv.dtype]}")
-        function(
+        self._function("prepare", _suffix(qkv.dtype, keys.dtype))(
+            ctypes.byref(_heads(query.shape[1], keys, eps=eps)),
             qkv.data_ptr(),
             *(weight.data_ptr() for weight in norms),
             *(part.data_ptr() for part in rotation),
             slots.data_ptr(),
             num_tokens,
-            query.shape[1],
-            num_kv_heads,
-            dim,
-            keys.stride(0),
-            eps,
             query.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
@@ -171,90 +200,87 @@ class NativeKernels:
             values: Of the dtype of `keys`.
             segments: int64 [M, 4]: first slot, cached tokens, first row and one past the last row of each segment.
             scale: What scores are multiplied by.
-            out: [T, N D], of the dtype of `keys`; rows of no segment are left alone.
+            out: [T, N D], of the dtype of the activations; rows of no segment are left alone.
         """
-        function = getattr(self._library, f"guardwire_attend_{_SUFFIXES[keys.dtype]}")
-        function(
+        self._function("attend", _suffix(out.dtype, keys.dtype))(
+            ctypes.byref(_heads(query.shape[1], keys, scale=scale)),
             query.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
             segments.data_ptr(),
             len(segments),
-            query.shape[1],
-            len(keys),
-            query.shape[2],
-            keys.stride(0),
-            scale,
             out.data_ptr(),
             torch.get_num_threads(),
         )
 
+    def run_layers(
+        self,
+        layers: Sequence[LayerWeights],
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        segments: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        intermediate_size: int,
+        eps: float,
+        scale: float,
+    ) -> None:
+        """All layers of a step at once.
+
+        Args:
+            layers: Their weights.
+            x: Embedded tokens [T, H], float32; becomes the hidden states before the final norm.
+            rotation: As in `prepare`.
+            slots: Likewise.
+            segments: As in `attend`; every row belongs to one of them.
+            keys: The arena [L, K, S, D].
+            values: Likewise.
+            intermediate_size: I of the gated MLP.
+            eps: Of all norms.
+            scale: As in `attend`.
+        """
+        num_tokens, hidden = x.shape
+        if not num_tokens:
+            return
+        dim = keys.shape[-1]
+        # A panel's word holds two weights, and qkv has as many outputs as there are heads of all three kinds.
+        num_queries = layers[0].qkv.numel() * 2 // (hidden * dim) - 2 * keys.shape[1]
+        heads = _heads(num_queries, keys[0], eps=eps, scale=scale)
+        shape = _Shape(len(layers), hidden, intermediate_size, keys.stride(0), heads)
+        batch = _Batch(
+            num_tokens,
+            len(segments),
+            slots.data_ptr(),
+            segments.data_ptr(),
+            *(part.data_ptr() for part in rotation),
+        )
+        table = torch.tensor([layer.pointers() for layer in layers])
+        room = torch.empty(self._library.guardwire_room(ctypes.byref(shape), num_tokens))
+        self._function("layers", _SUFFIXES[keys.dtype])(
+            table.data_ptr(),
+            ctypes.byref(shape),
+            ctypes.byref(batch),
+            x.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            room.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+
+def _heads(num_queries: int, keys: torch.Tensor, *, eps: float = 0.0, scale: float = 0.0) -> _Heads:
+    """What the kernels know of the heads; `keys` is one layer of the arena [K, S, D]."""
+    return _Heads(num_queries, len(keys), keys.shape[-1], keys.stride(0), eps, scale)
+
+
+def _suffix(activations: torch.dtype, cache: torch.dtype) -> str:
+    return f"{_SUFFIXES[activations]}_{_SUFFIXES[cache]}"
+
 
 @cache
 def load_native_kernels(directory: Path | None = None) -> NativeKernels | None:
-    """Loads the kernels, compiling them if this machine has not done so before; None where it cannot.
-
-    Args:
-        directory: Where the compiled library is kept; default: `.cache/guardwire` in the home directory, or nowhere
-            where that cannot be written.
-    """
-    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        logger.info("no C++ compiler: computing with torch alone, which is slower")
-        return None
-    try:
-        return NativeKernels(_library(compiler, directory or _default_directory()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        logger.warning("the native kernels cannot be used, computing with torch alone: %s", error)
-        return None
-
-
-def _default_directory() -> Path | None:
-    try:
-        return Path.home() / ".cache" / "guardwire"
-    except RuntimeError:  # a user without a home, as containers have them
-        return None
-
-
-def _library(compiler: str, directory: Path | None) -> ctypes.CDLL:
-    """The library from the cache, or compiled into it; without a directory, compiled for this process alone."""
-    path = directory / f"kernels-{_fingerprint(compiler)}.so" if directory else None
-    if path and path.exists():
-        return ctypes.CDLL(str(path))
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = _compile(compiler, Path(folder))
-        if path:
-            with contextlib.suppress(OSError):  # a home that cannot be written: compile at every start
-                _keep(compiled, path)
-        return ctypes.CDLL(str(compiled))
-
-
-def _keep(compiled: Path, path: Path) -> None:
-    """Puts the library into the cache at one stroke: another process may be doing the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        Path(shutil.copy(compiled, folder)).replace(path)
-
-
-def _fingerprint(compiler: str) -> str:
-    """What the library depends on: source, compiler and processor (a home may be shared by machines)."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-    parts = (_SOURCE.read_bytes(), version.stdout, " ".join((*FLAGS, *sorted(processor_flags()))).encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _compile(compiler: str, folder: Path) -> Path:
-    """Compiles kernels.cpp; torch brings the OpenMP runtime, and two of them in one process would fight for cores.
-
-    Raises:
-        RuntimeError: If the compiler refuses.
-    """
-    unit, library = folder / "kernels.o", folder / "kernels.so"
-    for command in (
-        [compiler, *FLAGS, "-c", str(_SOURCE), "-o", str(unit)],
-        [compiler, "-shared", str(unit), "-o", str(library)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_S)
-        if done.returncode:
-            raise RuntimeError(f"{compiler}: {done.stderr.strip()[:500]}")
-    return library
+    """Loads the kernels, or None where they cannot be compiled; `directory` as in native_library.load_library."""
+    library = load_library(directory)
+    return NativeKernels(library) if library else None

@@ -1,6 +1,6 @@
 """Linear layers, each over the layout that is fastest for its weights where they are.
 
-- Panels (kernels.cpp): float32 arithmetic over weights kept in bfloat16. The published checkpoints are stored in
+- Panels (kernels/linear.h): float32 arithmetic over weights kept in bfloat16. The published checkpoints are stored in
   bfloat16, so nothing is lost against float32 weights, while half the memory is read for every token. For processors
   without bfloat16 arithmetic.
 - oneDNN's packed layout: for processors that compute in bfloat16, and for float32 weights that bfloat16 cannot hold.

@@ -59,7 +59,8 @@ def num_kv_heads(config: Qwen3Config) -> int:
 class Segment:
     """One sequence's part of the batch: rows `begin` to `end` - 1 of T, after `past` cached tokens from slot `slot` on.
 
-    `mask`: bool [G * n, past + n], True where a row attends; None when n is 1, as one new token attends to all.
+    `mask`: bool [G * n, past + n], True where a row attends; None when n is 1, as one new token attends to all, or when
+    nobody reads it.
     """
 
     slot: int
@@ -80,8 +81,8 @@ class RaggedBatch:
     kv: KvTensors
 
 
-def build_batch(plan: StepPlan, kv: KvTensors, num_groups: int) -> RaggedBatch:
-    """Packs a plan; `num_groups` is G. Host work is O(T), the masks of prefill chunks aside."""
+def build_batch(plan: StepPlan, kv: KvTensors, num_groups: int | None) -> RaggedBatch:
+    """Packs a plan; `num_groups` is G, or None for no masks. Host work is O(T), the masks of prefill chunks aside."""
     device = kv.keys.device
     ids: list[int] = []
     positions: list[int] = []
@@ -93,7 +94,7 @@ def build_batch(plan: StepPlan, kv: KvTensors, num_groups: int) -> RaggedBatch:
         positions.extend(range(chunk.start, chunk.start + num_new))
         first_slot = chunk.extent.start + chunk.start
         slots.extend(range(first_slot, first_slot + num_new))
-        mask = _causal_mask(chunk.start, num_new, num_groups, device) if num_new > 1 else None
+        mask = _causal_mask(chunk.start, num_new, num_groups, device) if num_new > 1 and num_groups else None
         segments.append(Segment(chunk.extent.start, chunk.start, begin, begin + num_new, mask))
     return RaggedBatch(
         ids=torch.tensor(ids, device=device),
@@ -155,8 +156,8 @@ def ragged_attention(
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     keys, values = batch.kv.keys[layer], batch.kv.values[layer]
-    keys.index_copy_(1, batch.slots, key[0])
-    values.index_copy_(1, batch.slots, value[0])
+    keys.index_copy_(1, batch.slots, key[0].to(keys.dtype))
+    values.index_copy_(1, batch.slots, value[0].to(values.dtype))
     num_tokens, width = key.shape[2], query.shape[1] * query.shape[3]
     output = torch.empty(num_tokens, width, dtype=query.dtype, device=query.device)
     with _few_threads(batch):
@@ -173,7 +174,7 @@ def attend_segment(
 
     Args:
         query: [N, n, D], rotated.
-        keys: One layer of the arena [K, S, D], the new tokens' included.
+        keys: One layer of the arena [K, S, D], the new tokens' included; converted if the arena keeps another dtype.
         values: Likewise.
         segment: Whose tokens they are.
         scale: What scores are multiplied by.
@@ -185,8 +186,8 @@ def attend_segment(
     stop = segment.slot + segment.past + num_new
     rows = scaled_dot_product_attention(
         query.reshape(1, kv_heads, -1, head_dim),
-        keys[:, segment.slot : stop].unsqueeze(0),
-        values[:, segment.slot : stop].unsqueeze(0),
+        keys[:, segment.slot : stop].unsqueeze(0).to(query.dtype),
+        values[:, segment.slot : stop].unsqueeze(0).to(query.dtype),
         attn_mask=segment.mask,
         scale=scale,
     )

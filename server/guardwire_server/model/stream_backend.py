@@ -16,10 +16,16 @@ from guardwire_server.model.stream_guard import StreamGuard
 class TorchStreamBackend:
     """Implements engine.backend.StreamBackend. Owner and thread: the device thread."""
 
-    def __init__(self, guard: StreamGuard, num_slots: int, kernels: NativeKernels | None = None) -> None:
-        """Takes over a loaded model; `num_slots` and `kernels` as in Backbone."""
+    def __init__(
+        self,
+        guard: StreamGuard,
+        num_slots: int,
+        kernels: NativeKernels | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Takes over a loaded model; the rest as in Backbone."""
         self._guard = guard
-        self._backbone = Backbone(guard.model, num_slots, kernels)
+        self._backbone = Backbone(guard.model, num_slots, kernels, kv_dtype)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StreamReadings:
