@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from transformers import Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from guardwire_server.model.native_kernels import DTYPE_PAIRS, LayerWeights, NativeKernels
+from guardwire_server.model.native_kernels import DTYPE_PAIRS, LayerStack, LayerWeights, NativeKernels
 from guardwire_server.model.projections import GatedPair, Projection, gated_pair, projection
 from guardwire_server.model.ragged_attention import RaggedBatch, num_kv_heads
 
@@ -104,7 +104,7 @@ class WholeForward:
         self._kernels = kernels
         self._frame = _Frame(model, kernels)
         self._intermediate_size = model.config.intermediate_size
-        self._layers: list[LayerWeights] = []
+        layers: list[LayerWeights] = []
         while len(model.layers):
             (layer, *_) = _layers(model)
             attention, mlp = layer.self_attn, layer.mlp
@@ -118,14 +118,15 @@ class WholeForward:
                 key_norm=attention.k_norm.weight,
                 output_norm=layer.post_attention_layernorm.weight,
             )
-            self._layers.append(weights)
+            layers.append(weights)
             del model.layers[0]
+        self._stack = LayerStack(layers)
 
     def __call__(self, batch: RaggedBatch) -> torch.Tensor:
         """Hidden states [T, H] after the final norm; keys and values go into the batch's arena."""
         x = self._frame.embed(batch)
         self._kernels.run_layers(
-            self._layers,
+            self._stack,
             x,
             self._frame.rotation(batch),
             batch.slots,

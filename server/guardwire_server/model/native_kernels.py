@@ -76,9 +76,14 @@ class LayerWeights:
     key_norm: torch.Tensor
     output_norm: torch.Tensor
 
-    def pointers(self) -> list[int]:
-        """Where they lie, as long as they live."""
-        return [tensor.data_ptr() for tensor in vars(self).values()]
+
+class LayerStack:
+    """All layers' weights, and the table of pointers to them that the kernels read. Immutable."""
+
+    def __init__(self, layers: Sequence[LayerWeights]) -> None:
+        """Keeps the layers alive."""
+        self.layers = tuple(layers)
+        self.table = torch.tensor([[tensor.data_ptr() for tensor in vars(layer).values()] for layer in layers])
 
 
 class NativeKernels:
@@ -215,7 +220,7 @@ class NativeKernels:
 
     def run_layers(
         self,
-        layers: Sequence[LayerWeights],
+        stack: LayerStack,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         slots: torch.Tensor,
@@ -230,7 +235,7 @@ class NativeKernels:
         """All layers of a step at once.
 
         Args:
-            layers: Their weights.
+            stack: Their weights.
             x: Embedded tokens [T, H], float32; becomes the hidden states before the final norm.
             rotation: As in `prepare`.
             slots: Likewise.
@@ -246,9 +251,9 @@ class NativeKernels:
             return
         dim = keys.shape[-1]
         # A panel's word holds two weights, and qkv has as many outputs as there are heads of all three kinds.
-        num_queries = layers[0].qkv.numel() * 2 // (hidden * dim) - 2 * keys.shape[1]
+        num_queries = stack.layers[0].qkv.numel() * 2 // (hidden * dim) - 2 * keys.shape[1]
         heads = _heads(num_queries, keys[0], eps=eps, scale=scale)
-        shape = _Shape(len(layers), hidden, intermediate_size, keys.stride(0), heads)
+        shape = _Shape(len(stack.layers), hidden, intermediate_size, keys.stride(0), heads)
         batch = _Batch(
             num_tokens,
             len(segments),
@@ -256,10 +261,9 @@ class NativeKernels:
             segments.data_ptr(),
             *(part.data_ptr() for part in rotation),
         )
-        table = torch.tensor([layer.pointers() for layer in layers])
         room = torch.empty(self._library.guardwire_room(ctypes.byref(shape), num_tokens))
         self._function("layers", _SUFFIXES[keys.dtype])(
-            table.data_ptr(),
+            stack.table.data_ptr(),
             ctypes.byref(shape),
             ctypes.byref(batch),
             x.data_ptr(),

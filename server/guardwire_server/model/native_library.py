@@ -18,7 +18,7 @@ from guardwire_server.model.checkpoint_device import processor_flags
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels") / "kernels.cpp"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 
 _COMPILERS = ("c++", "g++", "clang++")
 _COMPILE_TIMEOUT_S = 120

@@ -1,8 +1,8 @@
 // A team of threads that goes through many short pieces of work together.
 //
 // A layer is a dozen pieces of work, each of which needs all of the one before. Waking threads for each piece costs more
-// than some pieces take, so they stay together for a whole step and meet at barriers that spin for a moment. Pieces are
-// handed out item by item, so a thread that the system has taken off its core holds nobody up for long.
+// than some pieces take, so they stay together for a whole step and meet at barriers that spin for a moment before they
+// sleep. Pieces are handed out item by item, so a thread that the system has taken off its core holds nobody up for long.
 
 #pragma once
 
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
@@ -50,27 +49,28 @@ class Team {
   }
 
  private:
-  static constexpr int kSpins = 2000;  // some tens of microseconds; whoever is later than that was taken off its core
+  static constexpr int kSpins = 1000;  // some tens of microseconds; whoever is later than that was taken off its core
 
   explicit Team(int size) : size_(size) {}
 
   void meet() {
-    const uint32_t round = round_.load(std::memory_order_acquire);
+    const int round = round_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
+      round_.store(round ^ 1, std::memory_order_release);
+      round_.notify_all();
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++)
-      if (spins < kSpins)
-        pause_briefly();
-      else
-        std::this_thread::yield();
+    for (int spins = 0; spins < kSpins; spins++) {
+      if (round_.load(std::memory_order_acquire) != round) return;
+      pause_briefly();
+    }
+    round_.wait(round, std::memory_order_acquire);
   }
 
   int size_;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> round_{0};
+  alignas(64) std::atomic<int> round_{0};  // 0 and 1 in turn
 };
