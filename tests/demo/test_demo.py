@@ -50,7 +50,7 @@ def test_streams_a_safe_an_unsafe_and_a_half_safe_answer(shown: str) -> None:
     assert kept is not None
     assert ANSWERS[2].text.startswith(kept[1])
     assert "Talk to him first and stay calm" in kept[1]
-    assert "beat him" not in kept[1]
+    assert "hammer" not in kept[1]
 
 
 def test_streams_sixteen_conversations_at_once(shown: str) -> None:

@@ -38,7 +38,7 @@ class Judged:
 
 
 def held_out_conversations(corpus: Corpus, count: int) -> list[Conversation]:
-    """Conversations of sentences and words that no training conversation uses."""
+    """Conversations of sentences and words that no training conversation uses; of templates alone, or of all lines."""
     return list(ConversationSampler(corpus, "held_out", seed=7, rough=False).stream(count))
 
 
@@ -97,7 +97,7 @@ def _judge_by_stream(
         sequences = [renderer.render(conversation) for conversation in conversations[start : start + _BATCH]]
         hidden = hidden_states(guard, pad([sequence.ids for sequence in sequences], 0))
         for row, sequence in enumerate(sequences):
-            last = max(index for index, risk in enumerate(sequence.query_risk) if risk >= 0)
+            last = max(index for index, risk in enumerate(sequence.queries.risk) if risk >= 0)
             verdict = pack_verdicts(*guard.query_probabilities(hidden[row, last : last + 1]))[0]
             prompt = to_label(verdict.risk_level, verdict.category)
             if sequence.final_answer is None:
@@ -113,7 +113,7 @@ def _answers_of_gen(directory: Path, tokenizer: Tokenizer, chats: list[list[dict
     network = load_gen(directory)
     template = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
     renderer = GenRenderer(tokenizer, template)
-    prompts = [renderer.prompt_ids(messages) for messages in chats]
+    prompts = [renderer.prompt(messages).ids for messages in chats]
     fill = control_id(tokenizer, "<|endoftext|>")
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -9,9 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from guardwire_server.demo.muon import Muon
+
 Item = TypeVar("Item")
 
 _WORD_DROPOUT = 0.03
+_WEIGHT_DECAY = 0.05
 
 
 def length_batches(
@@ -60,26 +63,36 @@ def add_word_dropout(backbone: nn.Module) -> None:
 
 
 class AveragedOptimiser:
-    """AdamW under a one-cycle schedule, with an exponential average of the weights, which is what gets saved.
+    """Muon for the matrices of decoder layers, AdamW for all else, under a one-cycle schedule.
 
-    Where several processes train together, each brings the loss of its own batch and all take the same step.
+    It keeps an exponential average of the weights, which is what gets saved. Where several processes train together,
+    each brings the loss of its own batch and all take the same step.
     """
 
     def __init__(
         self, network: nn.Module, *, learning_rate: float, num_steps: int, average_decay: float = 0.998
     ) -> None:
-        matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]
-        vectors = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
-        self._optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-            foreach=True,
-        )
+        inner = [parameter for name, parameter in network.named_parameters() if _is_inner(name, parameter)]
+        outer = [parameter for name, parameter in network.named_parameters() if not _is_inner(name, parameter)]
+        matrices = [parameter for parameter in outer if parameter.dim() > 1]
+        vectors = [parameter for parameter in outer if parameter.dim() <= 1]
+        self._optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}],
+                lr=learning_rate,
+                betas=(0.9, 0.98),
+                foreach=True,
+            )
+        ]
+        if inner:
+            self._optimisers.append(Muon(inner, learning_rate=learning_rate, weight_decay=_WEIGHT_DECAY))
+        self._schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, num_steps))
+            for optimiser in self._optimisers
+        ]
         self._network = network
         self._average_decay = average_decay
         self._average = [parameter.detach().clone() for parameter in network.parameters()]
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: _one_cycle(step, num_steps))
 
     def step(self, loss: Tensor) -> None:
         """One update from `loss`."""
@@ -87,9 +100,10 @@ class AveragedOptimiser:
         if distributed.is_initialized():
             _average_gradients(self._network)
         nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
-        self._optimiser.step()
-        self._schedule.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser, schedule in zip(self._optimisers, self._schedules, strict=True):
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(self._average, list(self._network.parameters()), 1 - self._average_decay)
 
@@ -102,6 +116,10 @@ class AveragedOptimiser:
         with torch.no_grad():
             for parameter, average in zip(self._network.parameters(), self._average, strict=True):
                 parameter.copy_(average)
+
+
+def _is_inner(name: str, parameter: nn.Parameter) -> bool:
+    return ".layers." in name and parameter.dim() > 1
 
 
 def process_rank() -> int:

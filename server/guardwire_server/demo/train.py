@@ -30,8 +30,8 @@ from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 60_000
 _SEEDS_PER_PROCESS = 1_000
-_STREAM_STEPS = 3_300
-_GEN_STEPS = 1_000
+_STREAM_STEPS = 3_500
+_GEN_STEPS = 1_100
 _HELD_OUT_CONVERSATIONS = 600
 
 
@@ -109,7 +109,11 @@ def _train_in_group(rank: int, num_processes: int, store: str, out: Path, seed: 
 
 def evaluate(out: Path, names: list[str]) -> str:
     """The table for the checkpoints under `out`."""
-    sets = {"template": held_out_conversations(load_corpus(corpus_directory()), _HELD_OUT_CONVERSATIONS)}
+    corpus = load_corpus(corpus_directory())
+    sets = {
+        "templates": held_out_conversations(corpus.templates(), _HELD_OUT_CONVERSATIONS),
+        "all corpus lines": held_out_conversations(corpus, _HELD_OUT_CONVERSATIONS),
+    }
     sets.update(
         {
             f"handwritten {name}": read_handwritten(handwritten_file(name))

@@ -5,7 +5,7 @@ the content merge as they do in the real tokenizer, and control tokens written b
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,37 +14,85 @@ from tokenizers import Tokenizer
 
 from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.conversations import Conversation
-from guardwire_server.demo.labels import GEN_CATEGORY_NAMES, RISK_NAMES, SAFE, Label
+from guardwire_server.demo.labels import GEN_CATEGORY_NAMES, RISK_NAMES, SAFE_LABEL, Label
 
 IGNORED = -100
 MAX_ANSWER_TOKENS = 96
 _NUM_UNCERTAIN_TOKENS = 3
 _UNCERTAIN_WEIGHT = 0.25
+_EARLY_QUERY_WEIGHT = 1.0
+_FIRST_WORD = 4  # of a user turn: after its control token, its role and a word that says nothing yet
+
+
+@dataclass
+class HeadLabels:
+    """What one pair of heads is trained on: class indices and the weight of the loss, one entry per token.
+
+    `risk` and `category` are `IGNORED` where nothing is trained; the weight is 0 there.
+    """
+
+    risk: list[int] = field(default_factory=list)
+    category: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def extend(self, num_tokens: int) -> None:
+        """Appends tokens that are not trained on."""
+        self.risk.extend([IGNORED] * num_tokens)
+        self.category.extend([IGNORED] * num_tokens)
+        self.weight.extend([0.0] * num_tokens)
+
+    def set(self, index: int, label: Label, weight: float) -> None:
+        """Labels one token."""
+        self.risk[index] = label.risk
+        self.category[index] = IGNORED if label.category is None else label.category
+        self.weight[index] = weight
+
+    def set_query(self, indices: Sequence[int], label: Label) -> None:
+        """Labels a user message, whose verdict is read at the last of its tokens.
+
+        All of them are trained: a verdict at every word is many times as much to learn from as one at the end. The
+        words before the last share the weight of one more.
+        """
+        for index in indices[:-1]:
+            self.set(index, label, _EARLY_QUERY_WEIGHT / len(indices))
+        self.set(indices[-1], label, 1.0)
+
+    def set_answer(
+        self, tokens: Iterable[tuple[int, int]], label: Label, harm_start: int | None, num_sure: int
+    ) -> None:
+        """Labels an answer's tokens, given as (index, end in characters); Safe up to `harm_start`.
+
+        The first words of a harmful part look like any others and weigh less; `num_sure` harmful words came before.
+        """
+        num_harmful = num_sure
+        for index, end in tokens:
+            if harm_start is None or end <= harm_start:
+                self.set(index, SAFE_LABEL, 1.0)
+            else:
+                num_harmful += 1
+                self.set(index, label, _UNCERTAIN_WEIGHT if num_harmful <= _NUM_UNCERTAIN_TOKENS else 1.0)
 
 
 @dataclass
 class StreamSequence:
-    """One rendered conversation; all lists have one entry per token, `IGNORED` where nothing is trained.
+    """One rendered conversation.
 
     Attributes:
-        answer_weight: Weight of the response loss; the first words of a harmful part look like any other words.
+        queries: Labels of the query heads.
+        answers: Labels of the response heads.
         final_answer: First and one past the last position of the last answer's content.
     """
 
     ids: list[int] = field(default_factory=list)
-    query_risk: list[int] = field(default_factory=list)
-    query_category: list[int] = field(default_factory=list)
-    answer_risk: list[int] = field(default_factory=list)
-    answer_category: list[int] = field(default_factory=list)
-    answer_weight: list[float] = field(default_factory=list)
+    queries: HeadLabels = field(default_factory=HeadLabels)
+    answers: HeadLabels = field(default_factory=HeadLabels)
     final_answer: tuple[int, int] | None = None
 
     def extend(self, ids: Sequence[int]) -> None:
         """Appends tokens that no head is trained on."""
         self.ids.extend(ids)
-        for labels in (self.query_risk, self.query_category, self.answer_risk, self.answer_category):
-            labels.extend([IGNORED] * len(ids))
-        self.answer_weight.extend([1.0] * len(ids))
+        self.queries.extend(len(ids))
+        self.answers.extend(len(ids))
 
 
 class StreamRenderer:
@@ -74,11 +122,10 @@ class StreamRenderer:
         return list(self._plain.encode(text).ids)
 
     def _turn(self, sequence: StreamSequence, text: str, label: Label | None = None) -> None:
-        sequence.extend([self._control["<|im_start|>"], *self.encode(text)])
-        sequence.extend([self._control["<|im_end|>"]])
+        begin = len(sequence.ids)
+        sequence.extend([self._control["<|im_start|>"], *self.encode(text), self._control["<|im_end|>"]])
         if label is not None:
-            sequence.query_risk[-1] = label.risk
-            sequence.query_category[-1] = IGNORED if label.category is None else label.category
+            sequence.queries.set_query(range(begin + _FIRST_WORD, len(sequence.ids)), label)
         sequence.extend(self.encode("\n"))
 
     def _answer(self, sequence: StreamSequence, answer: Answer, *, with_scaffold: bool) -> None:
@@ -111,16 +158,10 @@ class StreamRenderer:
         self, sequence: StreamSequence, text: str, label: Label, harm_start: int | None, *, settled: bool = False
     ) -> None:
         encoding = self._plain.encode(text)
-        num_harmful = 0
-        for token_id, (_, end) in zip(encoding.ids[:MAX_ANSWER_TOKENS], encoding.offsets, strict=False):
-            sequence.extend([token_id])
-            harmful = harm_start is not None and end > harm_start
-            sequence.answer_risk[-1] = label.risk if harmful else SAFE
-            if harmful:
-                num_harmful += 1
-                sequence.answer_category[-1] = IGNORED if label.category is None else label.category
-                if num_harmful <= _NUM_UNCERTAIN_TOKENS and not settled:
-                    sequence.answer_weight[-1] = _UNCERTAIN_WEIGHT
+        begin, ids = len(sequence.ids), encoding.ids[:MAX_ANSWER_TOKENS]
+        sequence.extend(ids)
+        ends = ((begin + index, end) for index, (_, end) in enumerate(encoding.offsets[: len(ids)]))
+        sequence.answers.set_answer(ends, label, harm_start, _NUM_UNCERTAIN_TOKENS if settled else 0)
 
 
 def guard_chat_template() -> str:
@@ -147,6 +188,14 @@ def control_id(tokenizer: Tokenizer, token: str) -> int:
     return token_id
 
 
+@dataclass(frozen=True)
+class GenPrompt:
+    """Token ids of a rendered conversation, and of its judged message (index, end in characters) for each token."""
+
+    ids: list[int]
+    judged: list[tuple[int, int]]
+
+
 class GenRenderer:
     """Renders conversations as Gen's chat template does."""
 
@@ -158,9 +207,17 @@ class GenRenderer:
         self._end = control_id(tokenizer, "<|im_end|>")
         self.fixed_wording = frozenset([*tokenizer.encode("Safety:\nCategories:\nRefusal:").ids, self._end])
 
-    def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids up to where the answer starts."""
-        return list(self._tokenizer.encode(self._template.render(messages=list(messages))).ids)
+    def prompt(self, messages: Sequence[dict[str, str]]) -> GenPrompt:
+        """Renders a conversation up to where the answer starts."""
+        text, judged = self._template.render(messages=list(messages)), messages[-1]["content"]
+        encoding = self._tokenizer.encode(text)
+        begin = text.rindex(judged)
+        inside = [
+            (index, end - begin)
+            for index, (start, end) in enumerate(encoding.offsets)
+            if begin <= start and end <= begin + len(judged)
+        ]
+        return GenPrompt(list(encoding.ids), inside)
 
     def answer_ids(self, label: Label, refused: bool | None) -> list[int]:
         """Token ids of the answer and its end token."""
