@@ -126,7 +126,7 @@ def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), DTYPE_PAIRS)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 128), (3, 3, 32), (10, 2, 64), (3, 1, 16)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 128), (3, 3, 32), (10, 2, 64), (3, 1, 32), (16, 2, 64)])
 def test_attention(
     kernels: NativeKernels,
     num_threads: int,

@@ -24,19 +24,22 @@ inline void fetch_rows(const T* rows, int64_t dim) {
   for (int64_t byte = 0; byte < kRows * dim * (int64_t)sizeof(T); byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
-// Scores of R rows with kKeys keys.
+// Scores of R rows with kKeys keys; `query` [R][D] is arranged.
 template <int R, int kKeys, typename T>
-inline void score_some(const float* const query[R], const T* keys, int64_t dim, float scale, float* scores,
-                       int64_t stride) {
+inline void score_some(const float* query, const T* keys, int64_t dim, float scale, float* scores, int64_t stride) {
   Floats sums[kKeys][R];
   for (int k = 0; k < kKeys; k++)
     for (int r = 0; r < R; r++) sums[k][r] = splat(0);
-  for (int64_t c = 0; c < dim; c += kLanes) {
-    Floats key[kKeys];
-    for (int k = 0; k < kKeys; k++) key[k] = load(keys + k * dim + c);
-    for (int r = 0; r < R; r++) {
-      const Floats q = load(query[r] + c);
-      for (int k = 0; k < kKeys; k++) sums[k][r] += key[k] * q;
+  for (int64_t c = 0; c < dim; c += 2 * kLanes) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kKeys; k++) {
+      Floats first, second;
+      load_pair(keys + k * dim + c, first, second);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        sums[k][r] += first * load(query + r * dim + c);
+        sums[k][r] += second * load(query + r * dim + c + kLanes);
+      }
     }
   }
   for (int k = 0; k < kKeys; k++)
@@ -44,7 +47,7 @@ inline void score_some(const float* const query[R], const T* keys, int64_t dim, 
 }
 
 template <int R, typename T>
-inline void score_keys(const float* const query[R], const T* keys, int64_t count, int64_t dim, float scale,
+inline void score_keys(const float* query, const T* keys, int64_t count, int64_t dim, float scale,
                        float* scores, int64_t stride) {
   constexpr int kKeys = R <= 2 ? 4 : 2;  // as many sums as registers hold
   int64_t j = 0;
@@ -78,38 +81,44 @@ inline void softmax(float* scores, int64_t count, int64_t padded) {
   std::fill(scores + count, scores + padded, 0.0f);
 }
 
-// Adds the weighted values of `count` keys to `sums` [R][D], kParts vectors of the head dimension, whose sums stay in
-// registers.
-template <int R, int kParts, typename T>
+// Adds the weighted values of `count` keys to `sums` [R][D], kPairs pairs of vectors of the head dimension, whose sums
+// stay in registers.
+template <int R, int kPairs, typename T>
 inline void weigh_part(const float* weights, int64_t stride, const T* values, int64_t count, int64_t dim, float* sums) {
-  Floats part[R][kParts];
+  Floats part[R][2 * kPairs];
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < kParts; p++) part[r][p] = load(sums + r * dim + p * kLanes);
+    for (int p = 0; p < 2 * kPairs; p++) part[r][p] = load(sums + r * dim + p * kLanes);
   for (int64_t j = 0; j < count; j++) {
-    Floats value[kParts];
-    for (int p = 0; p < kParts; p++) value[p] = load(values + j * dim + p * kLanes);
-    for (int r = 0; r < R; r++) {
-      const Floats weight = splat(weights[r * stride + j]);
-      for (int p = 0; p < kParts; p++) part[r][p] += weight * value[p];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPairs; p++) {
+      Floats first, second;
+      load_pair(values + j * dim + 2 * p * kLanes, first, second);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const Floats weight = splat(weights[r * stride + j]);
+        part[r][2 * p] += weight * first;
+        part[r][2 * p + 1] += weight * second;
+      }
     }
   }
   for (int r = 0; r < R; r++)
-    for (int p = 0; p < kParts; p++) store(sums + r * dim + p * kLanes, part[r][p]);
+    for (int p = 0; p < 2 * kPairs; p++) store(sums + r * dim + p * kLanes, part[r][p]);
 }
 
+// Weighted sums of `count` keys' values, arranged.
 template <int R, typename T>
 inline void weigh_values(const float* weights, int64_t stride, const T* values, int64_t count, int64_t dim,
                          float* sums) {
-  constexpr int kParts = R <= 2 ? 4 : 2;
+  constexpr int kPairs = R <= 2 ? 2 : 1;
   constexpr int64_t kBlock = 16;  // keys whose values stay in the first-level cache for the next part
   std::fill(sums, sums + R * dim, 0.0f);
   for (int64_t j = 0; j < count; j += kBlock) {
     const int64_t some = std::min(kBlock, count - j);
     fetch_rows<kBlock>(values + (j + kAhead) * dim, dim);
     int64_t c = 0;
-    for (; c + kParts * kLanes <= dim; c += kParts * kLanes)
-      weigh_part<R, kParts>(weights + j, stride, values + j * dim + c, some, dim, sums + c);
-    for (; c < dim; c += kLanes) weigh_part<R, 1>(weights + j, stride, values + j * dim + c, some, dim, sums + c);
+    for (; c + 2 * kPairs * kLanes <= dim; c += 2 * kPairs * kLanes)
+      weigh_part<R, kPairs>(weights + j, stride, values + j * dim + c, some, dim, sums + c);
+    for (; c < dim; c += 2 * kLanes) weigh_part<R, 1>(weights + j, stride, values + j * dim + c, some, dim, sums + c);
   }
 }
 
@@ -126,21 +135,22 @@ void attend_piece(const Heads& heads, const Piece& piece, const float* query, co
   const int64_t groups = heads.queries / heads.kv, dim = heads.dim, past = piece.segment[1];
   const int64_t visible = past + (piece.first + R - 1) / groups + 1;  // keys that the last row sees
   const int64_t padded = (visible + kLanes - 1) / kLanes * kLanes;
-  if ((int64_t)room.size() < R * (padded + dim)) room.resize(R * (padded + dim));
-  float *scores = room.data(), *sums = scores + R * padded;
+  if ((int64_t)room.size() < R * (padded + 2 * dim)) room.resize(R * (padded + 2 * dim));
+  float *const scores = room.data(), *const sums = scores + R * padded, *const rows = sums + R * dim;
   int64_t places[R];
-  const float* rows[R];
   for (int r = 0; r < R; r++) {
     const int64_t token = piece.segment[2] + (piece.first + r) / groups;
     places[r] = (token * heads.queries + piece.kv_head * groups + (piece.first + r) % groups) * dim;
-    rows[r] = query + places[r];
+    arrange<T>(query + places[r], dim, rows + r * dim);
   }
   const int64_t from = piece.kv_head * heads.head_stride + piece.segment[0] * dim;
   score_keys<R>(rows, keys + from, visible, dim, heads.scale, scores, padded);
   for (int r = 0; r < R; r++) softmax(scores + r * padded, past + (piece.first + r) / groups + 1, padded);
   weigh_values<R>(scores, padded, values + from, visible, dim, sums);
-  for (int r = 0; r < R; r++)
-    for (int64_t c = 0; c < dim; c += kLanes) store(out + places[r] + c, load(sums + r * dim + c));
+  for (int r = 0; r < R; r++) {
+    restore<T>(sums + r * dim, dim, rows + r * dim);
+    for (int64_t c = 0; c < dim; c += kLanes) store(out + places[r] + c, load(rows + r * dim + c));
+  }
 }
 
 // The pieces of a step's segments [M, 4], those of one key-value head behind each other, so that they share its keys.

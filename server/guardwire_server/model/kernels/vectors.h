@@ -42,6 +42,41 @@ inline Floats load(const BFloat16* from) {
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
+// Two vectors' worth of neighbours. bfloat16 comes as the even ones and the odd ones, since a shift and a mask then do
+// what takes several shuffles in the order of memory; `arrange` and `restore` bring other vectors into that order and
+// back.
+inline void load_pair(const float* from, Floats& first, Floats& second) {
+  first = load(from);
+  second = load(from + kLanes);
+}
+
+inline void load_pair(const BFloat16* from, Floats& first, Floats& second) {
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  first = (Floats)(words << 16);
+  second = (Floats)(words & 0xffff0000u);
+}
+
+template <typename T>
+inline void arrange(const float* from, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += 2 * kLanes)
+    for (int lane = 0; lane < kLanes; lane++) {
+      const bool is_split = sizeof(T) == 2;
+      to[i + lane] = from[i + (is_split ? 2 * lane : lane)];
+      to[i + kLanes + lane] = from[i + (is_split ? 2 * lane + 1 : kLanes + lane)];
+    }
+}
+
+template <typename T>
+inline void restore(const float* from, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += 2 * kLanes)
+    for (int lane = 0; lane < kLanes; lane++) {
+      const bool is_split = sizeof(T) == 2;
+      to[i + (is_split ? 2 * lane : lane)] = from[i + lane];
+      to[i + (is_split ? 2 * lane + 1 : kLanes + lane)] = from[i + kLanes + lane];
+    }
+}
+
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
 // Rounds to nearest, ties to even, as torch does.
