@@ -8,35 +8,78 @@ from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Head and rows."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must reach."""
+    """What a figure must reach, or must not exceed."""
 
     section: str
     figure: str
-    minimum: float
+    limit: float
     meaning: str
+    is_maximum: bool = False
+
+    def is_missed(self, result: Result) -> bool:
+        """Whether the figure is on the wrong side."""
+        figure = result[self.section][self.figure]
+        return bool(figure > self.limit if self.is_maximum else figure < self.limit)
 
 
 def missed_bars(result: Result, bars: Sequence[Bar]) -> list[Bar]:
     """Those that the result does not reach."""
-    return [bar for bar in bars if result[bar.section][bar.figure] < bar.minimum]
+    return [bar for bar in bars if bar.is_missed(result)]
 
 
 def print_tables(result: Result, bars: Sequence[Bar]) -> None:
-    """Plain tables on stdout."""
-    machine, streams, engine = result["machine"], result["streams"], result["engine"]
-    num_streams = result["settings"]["num_streams"]
-    print(f"\n{machine['cpu']}, {machine['cores']} cores, {streams['device']}, {streams['dtype']}")
-    figures = ("tokens_per_s", "latency_ms", "latency_p95_ms")
+    """Plain tables on stdout, for the sections that were measured."""
+    machine = result["machine"]
+    print(f"\n{machine['cpu']}, {machine['cores']} cores")
+    tables = {
+        "streams": _streams_table,
+        "engine": _engine_table,
+        "classify": _classify_table,
+        "front_end": _front_end_table,
+        "fairness": _fairness_table,
+        "sweep": _sweep_table,
+    }
+    for name, table in tables.items():
+        if name in result:
+            _print_table(*table(result))
     _print_table(
-        ("through gRPC, one token a message", "tokens/s", "ms a token", "p95 ms"),
+        ("bar", "measured", "limit", ""),
+        [
+            (
+                bar.meaning,
+                f"{result[bar.section][bar.figure]:.2f}",
+                f"{'at most' if bar.is_maximum else 'at least'} {bar.limit:g}",
+                "missed" if bar.is_missed(result) else "reached",
+            )
+            for bar in bars
+        ],
+    )
+
+
+def _streams_table(result: Result) -> Table:
+    streams, num_streams = result["streams"], result["settings"]["num_streams"]
+    figures = ("tokens_per_s", "latency_ms", "latency_p95_ms")
+    return (
+        (f"through gRPC, one token a message ({streams['dtype']}, {streams['device']})", "tokens/s", "ms", "p95 ms"),
         [
             (label, *(f"{streams[f'{side}_{figure}']:.1f}" for figure in figures))
             for label, side in (("1 stream", "one"), (f"{num_streams} streams", "many"))
         ],
+    )
+
+
+def _engine_table(result: Result) -> Table:
+    engine, num_streams = result["engine"], result["settings"]["num_streams"]
+    print(
+        f"\nceilings: {engine['bandwidth_gb_per_s']:.1f} GB/s, {engine['matrix_gflop_per_s']:.0f} GFLOP/s; "
+        f"native kernels: {'yes' if engine['has_native_kernels'] else 'no'}; at the floors {num_streams} streams would "
+        f"give {engine['speedup_of_floors']:.1f} times the tokens of one"
     )
     labels = {
         "reforward": "whole sequence again, 1 stream",
@@ -49,13 +92,8 @@ def print_tables(result: Result, bars: Sequence[Bar]) -> None:
         },
         "prefill": "this engine, a prompt of that length",
     }
-    print(
-        f"\nceilings: {engine['bandwidth_gb_per_s']:.1f} GB/s, {engine['matrix_gflop_per_s']:.0f} GFLOP/s; "
-        f"native kernels: {'yes' if engine['has_native_kernels'] else 'no'}; at the floors {num_streams} streams would "
-        f"give {engine['speedup_of_floors']:.1f} times the tokens of one"
-    )
     floors = engine["floor_ms"]
-    _print_table(
+    return (
         (f"engine alone, context {engine['context_tokens']}", "ms a step", "floor", "of floor"),
         [
             (
@@ -67,16 +105,63 @@ def print_tables(result: Result, bars: Sequence[Bar]) -> None:
             for name, label in labels.items()
         ],
     )
-    _print_table(
-        ("bar", "measured", "at least", ""),
+
+
+def _classify_table(result: Result) -> Table:
+    classify = result["classify"]
+    rows = [("transformers' generate", f"{classify['generate_ms']:.0f}", "1.0", "")]
+    rows += [
+        (
+            f"Classify, {label}",
+            f"{classify[f'{side}_ms']:.0f}",
+            f"{classify[f'{side}_speedup']:.1f}",
+            f"{classify[f'passes_per_call_{side}']:.1f}",
+        )
+        for label, side in (("nothing known", "cold"), ("template known", "warm"))
+    ]
+    texts = f"{classify['num_texts_different']} of {classify['num_texts_compared']} texts differ"
+    return (f"a verdict of Gen ({classify['dtype']}; {texts})", "ms", "times", "passes"), rows
+
+
+def _front_end_table(result: Result) -> Table:
+    front, num_streams = result["front_end"], result["settings"]["num_streams"]
+    labels = {
+        "echo": ("echo_messages_per_s", f"bare echo, {num_streams} calls"),
+        "noop": ("noop_messages_per_s", f"this server, {num_streams} calls"),
+        "one_per_call": ("one_per_call_tokens_per_s", f"this server, {front['num_conversations']} calls"),
+        "many": ("many_tokens_per_s", f"this server, {front['num_conversations']} conversations on one call"),
+    }
+    return (
+        ("without a model, one token a message", "tokens/s", "server's us"),
+        [
+            (label, f"{front[figure]:.0f}", f"{front['server_cpu_us'][name]:.0f}")
+            for name, (figure, label) in labels.items()
+        ],
+    )
+
+
+def _fairness_table(result: Result) -> Table:
+    fairness = result["fairness"]
+    return (
+        ("lag of 8 streams, ms", "p50", "p99"),
+        [
+            (label, f"{fairness[f'p50_{side}_ms']:.0f}", f"{fairness[f'p99_{side}_ms']:.0f}")
+            for label, side in (("alone", "without"), ("beside a prompt of 4,096 tokens", "with"))
+        ],
+    )
+
+
+def _sweep_table(result: Result) -> Table:
+    return (
+        ("streams", "tokens/s", "lag p50 ms", "p95", "p99", "sequences a step"),
         [
             (
-                bar.meaning,
-                f"{result[bar.section][bar.figure]:.2f}",
-                f"{bar.minimum:g}",
-                "missed" if bar in missed_bars(result, bars) else "reached",
+                str(point["num_streams"]),
+                f"{point['tokens_per_s']:.1f}",
+                *(f"{point[f'lag_p{share}_ms']:.0f}" for share in (50, 95, 99)),
+                f"{point['sequences_per_step']:.1f}",
             )
-            for bar in bars
+            for point in result["sweep"]["points"]
         ],
     )
 

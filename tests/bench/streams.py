@@ -26,9 +26,25 @@ WORD_ID = 1879  # ` world`; which token it is does not matter
 PROMPT_BEGIN = (151644, 872, 198)  # `<|im_start|>user\n`
 PROMPT_END = (151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271)  # the answer's header, thinking off
 
+PUSH = pb.ModerateStreamRequest(tokens=pb.PushTokens(token_ids=[WORD_ID]))
+
 if TYPE_CHECKING:
-    _Stub = moderation_pb2_grpc.ModerationServiceAsyncStub
-    _Call = grpc.aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]
+    Stub = moderation_pb2_grpc.ModerationServiceAsyncStub
+    Call = grpc.aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What came of streams that pushed at the same time: `latencies_s` are those of single tokens, in rising order."""
+
+    duration_s: float
+    latencies_s: Sequence[float]
+    sequences_per_step: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over all streams."""
+        return len(self.latencies_s) / self.duration_s
 
 
 @dataclass(frozen=True)
@@ -47,11 +63,13 @@ async def measure_streams(checkpoint: Path, settings: Settings) -> dict[str, obj
         server_process("--stream-model", str(checkpoint), *FLAGS) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        stub: _Stub = moderation_pb2_grpc.ModerationServiceStub(channel)
+        stub: Stub = moderation_pb2_grpc.ModerationServiceStub(channel)
         model = (await stub.GetServerInfo(pb.GetServerInfoRequest())).models[0]
         say(f"opening {settings.num_streams + 1} streams with {settings.context_tokens} tokens each")
         async with asyncio.TaskGroup() as group:
-            opening = [group.create_task(_open_stream(stub, settings)) for _ in range(settings.num_streams + 1)]
+            opening = [
+                group.create_task(open_stream(stub, settings.context_tokens)) for _ in range(settings.num_streams + 1)
+            ]
         alone, *together = [task.result() for task in opening]
         await _measure(stub, together, 1)  # the first tokens pay for memory that nobody touched before
         bursts: list[tuple[Burst, Burst]] = []
@@ -80,17 +98,17 @@ def _medians(bursts: Sequence[tuple[Burst, Burst]]) -> dict[str, object]:
     return figures
 
 
-async def _open_stream(stub: "_Stub", settings: Settings) -> "_Call":
-    """A stream of that context whose prompt is judged."""
-    words = [WORD_ID] * (settings.context_tokens - len(PROMPT_BEGIN) - len(PROMPT_END))
+async def open_stream(stub: "Stub", context_tokens: int, word_id: int = WORD_ID) -> "Call":
+    """A stream of that context whose prompt, which repeats one token, is judged."""
+    words = [word_id] * (context_tokens - len(PROMPT_BEGIN) - len(PROMPT_END))
     prompt = pb.TemplatedPrompt(token_ids=[*PROMPT_BEGIN, *words, *PROMPT_END])
     call = stub.ModerateStream()
     await call.write(pb.ModerateStreamRequest(open=pb.StreamOpen(templated=prompt, observe_only=True)))
-    await _read_until(call, "prompt_verdict")
+    await read_until(call, "prompt_verdict")
     return call
 
 
-async def _measure(stub: "_Stub", calls: Sequence["_Call"], num_tokens: int) -> Burst:
+async def push_together(stub: "Stub", calls: Sequence["Call"], num_tokens: int) -> Pushed:
     """Lets every stream push so many tokens, each after the verdict on the one before."""
     before = (await stub.GetServerInfo(pb.GetServerInfoRequest())).load
     started_s = time.perf_counter()
@@ -98,32 +116,49 @@ async def _measure(stub: "_Stub", calls: Sequence["_Call"], num_tokens: int) -> 
         tasks = [group.create_task(_push(call, num_tokens)) for call in calls]
     duration_s = time.perf_counter() - started_s
     after = (await stub.GetServerInfo(pb.GetServerInfoRequest())).load
-    latencies_s = sorted(latency_s for task in tasks for latency_s in task.result())
-    return Burst(
-        tokens_per_s=len(latencies_s) / duration_s,
-        latency_ms=1000 * statistics.median(latencies_s),
-        latency_p95_ms=1000 * latencies_s[int(0.95 * (len(latencies_s) - 1))],
+    return Pushed(
+        duration_s,
+        latencies_s=sorted(latency_s for task in tasks for latency_s in task.result()),
         sequences_per_step=(after.num_step_sequences - before.num_step_sequences)
         / max(1, after.num_steps - before.num_steps),
     )
 
 
-async def _push(call: "_Call", num_tokens: int) -> list[float]:
-    """Each token's seconds from its push to its verdict."""
-    request = pb.ModerateStreamRequest(tokens=pb.PushTokens(token_ids=[WORD_ID]))
-    latencies_s = []
-    for _ in range(num_tokens):
-        started_s = time.perf_counter()
-        await call.write(request)
-        await _read_until(call, "verdicts")
-        latencies_s.append(time.perf_counter() - started_s)
-    return latencies_s
+async def read_until(call: "Call", kind: str) -> None:
+    """Takes responses up to the first of that kind.
 
-
-async def _read_until(call: "_Call", kind: str) -> None:
+    Raises:
+        RuntimeError: The stream ended before.
+    """
     while True:
         response = await call.read()
         if not isinstance(response, pb.ModerateStreamResponse):
             raise RuntimeError(f"the stream ended: {await call.code()}: {await call.details()}")
         if response.WhichOneof("response") == kind:
             return
+
+
+def percentile_ms(durations_s: Sequence[float], share: float) -> float:
+    """The milliseconds that this share, 0 to 1, of the durations, which are in rising order, do not exceed."""
+    return 1000 * durations_s[int(share * (len(durations_s) - 1))]
+
+
+async def _measure(stub: "Stub", calls: Sequence["Call"], num_tokens: int) -> Burst:
+    pushed = await push_together(stub, calls, num_tokens)
+    return Burst(
+        tokens_per_s=pushed.tokens_per_s,
+        latency_ms=1000 * statistics.median(pushed.latencies_s),
+        latency_p95_ms=percentile_ms(pushed.latencies_s, 0.95),
+        sequences_per_step=pushed.sequences_per_step,
+    )
+
+
+async def _push(call: "Call", num_tokens: int) -> list[float]:
+    """Each token's seconds from its push to its verdict."""
+    latencies_s = []
+    for _ in range(num_tokens):
+        started_s = time.perf_counter()
+        await call.write(PUSH)
+        await read_until(call, "verdicts")
+        latencies_s.append(time.perf_counter() - started_s)
+    return latencies_s
