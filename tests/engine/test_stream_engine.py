@@ -12,7 +12,8 @@ from guardwire_server.core.events import (
     TruncateSequence,
 )
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.core.step_plan import Read
+from guardwire_server.core.step_plan import Read, StepPlan
+from guardwire_server.engine.backend import StreamReadings
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
@@ -163,12 +164,20 @@ def test_deliver_passes_events_on() -> None:
     assert harness.delivered == events
 
 
-def test_the_load_counts_steps_sequences_and_tokens() -> None:
+def test_the_load_counts_steps_sequences_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(SchedulerLimits(max_num_batched_tokens=4, short_extend_tokens=4))
     harness.begin(1, 20, 21, 22)
     harness.begin(2, 30, 31)
-    assert harness.engine.load == EngineLoad(num_sequences=2, num_pending_tokens=5)
+    during: list[EngineLoad] = []
+    step_backend = harness.backend.step
+
+    def step(plan: StepPlan) -> StreamReadings:
+        during.append(harness.engine.load)
+        return step_backend(plan)
+
+    monkeypatch.setattr(harness.backend, "step", step)
     harness.engine.step()
+    assert during == [EngineLoad(num_sequences=2, num_pending_tokens=5)]
     assert harness.engine.load == EngineLoad(2, 1, 128 / 1024, 1, 2, 4, 0)
     harness.engine.step()
     assert harness.engine.load == EngineLoad(2, 0, 128 / 1024, 2, 3, 5, 0)

@@ -131,7 +131,9 @@ class VerdictArrays:
         return joined
 
     def slice(self, start: int, stop: int) -> "VerdictArrays":
-        """The verdicts on tokens `start` to `stop` - 1."""
+        """The verdicts on tokens `start` to `stop` - 1; nobody changes verdicts, so all of them are these themselves."""
+        if start == 0 and stop == len(self.risk_levels):
+            return self
         return VerdictArrays(
             risk_levels=self.risk_levels[start:stop],
             probabilities=self.probabilities[3 * start : 3 * stop],

@@ -79,6 +79,7 @@ class StreamEngine:
         elif isinstance(command, ExtendSequence):
             self._expected.discard(seq_id)
             self._scheduler.extend(seq_id, command.ids, command.reads)
+            return  # the step that follows tells the load, once for all that was extended
         elif isinstance(command, TruncateSequence):
             self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
         else:
@@ -87,6 +88,7 @@ class StreamEngine:
 
     def step(self) -> Sequence[SequenceEvent]:
         """Runs one step. A backend that raises costs the sequences of the step and no others."""
+        self._update_load(None)
         plan = self._scheduler.schedule()
         try:
             readings = self._backend.step(plan)
