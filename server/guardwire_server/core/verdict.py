@@ -131,7 +131,7 @@ class VerdictArrays:
         return joined
 
     def slice(self, start: int, stop: int) -> "VerdictArrays":
-        """The verdicts on tokens `start` to `stop` - 1; nobody changes verdicts, so all of them are these themselves."""
+        """The verdicts on tokens `start` to `stop` - 1; these themselves if that is all, since nobody changes them."""
         if start == 0 and stop == len(self.risk_levels):
             return self
         return VerdictArrays(
