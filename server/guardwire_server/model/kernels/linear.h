@@ -96,7 +96,7 @@ struct Tiles {
   int64_t height(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
-// Lays the rows of x [T, I] out in tiles, each value as `change(row, i, value)` says: `scale(row)` is asked once a row.
+// Lays the rows of x [T, I] out in tiles, each value times `scale(row)`, which is asked once a row, and `weight(i)`.
 template <typename Scale, typename Weight>
 void interleave(Team& team, const Tiles& tiles, const float* x, int64_t inputs, Scale scale, Weight weight, float* to) {
   team.share(tiles.count, 1, [&](int64_t tile) {
