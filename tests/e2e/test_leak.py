@@ -105,14 +105,13 @@ async def response(call: Call) -> pb.ModerateStreamResponse:
 
 
 async def all_gone(stub: "Stub") -> None:
-    """Waits until the server says that nothing is open, and a moment for what it puts away after that."""
+    """Waits a moment, for what the server notices or puts away late, and until it says that nothing is open."""
+    await asyncio.sleep(SETTLE_S)  # another process: there is nothing to wait on
     async with asyncio.timeout(WAIT_S):
         while True:
             load = (await stub.GetServerInfo(pb.GetServerInfoRequest())).load
             if (load.num_sessions, load.num_pending_tokens, load.kv_arena_used) == (0, 0, 0):
-                break
-    await asyncio.sleep(SETTLE_S)  # another process: there is nothing to wait on
-    assert (await stub.GetServerInfo(pb.GetServerInfoRequest())).load.num_sessions == 0
+                return
 
 
 def own_bytes(server: ServerProcess) -> int:
