@@ -130,7 +130,7 @@ def test_the_summary_of_a_stream_without_any_verdict() -> None:
 
 def test_the_summary_tells_the_present_answer_and_the_highest_action_of_all() -> None:
     transcript = transcript_of(2)
-    transcript.turns[0].prompt_verdict = LETTERS["c"]
+    transcript.set_prompt_verdict(transcript.turns[0], LETTERS["c"])
     for _ in range(2):
         transcript.present.judge.judge(LETTERS["u"], scaffold=False)
     begin_turn(transcript, 5)

@@ -36,7 +36,7 @@ def test_positions_and_indices() -> None:
 def test_pending_counts_tokens_and_prompts() -> None:
     transcript = two_turns()
     assert transcript.num_pending == 9
-    transcript.turns[0].prompt_verdict = verdict(RiskLevel.SAFE)
+    transcript.set_prompt_verdict(transcript.turns[0], verdict(RiskLevel.SAFE))
     transcript.num_judged = 2
     assert transcript.num_pending == 6
 

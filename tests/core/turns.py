@@ -1,6 +1,9 @@
 """Turns of a transcript as the session makes them, for the tests of what works on a transcript."""
 
-from guardwire_server.core.policy import AnswerJudge, Debounce, Policy
+from array import array
+
+from guardwire_server.core.events import RenderedTurn
+from guardwire_server.core.policy import Debounce, Policy
 from guardwire_server.core.transcript import Transcript, Turn
 
 POLICY = Policy("p", "", debounce=Debounce.NONE)
@@ -9,14 +12,6 @@ POLICY = Policy("p", "", debounce=Debounce.NONE)
 
 def begin_turn(transcript: Transcript, num_prompt_tokens: int) -> Turn:
     """A user message whose closing token is the last but one of its prompt."""
-    start, number = transcript.num_positions, len(transcript.turns)
-    transcript.num_positions += num_prompt_tokens
-    turn = Turn(
-        number=number,
-        query_position=start + num_prompt_tokens - 2,
-        answer_position=transcript.num_positions,
-        judge=AnswerJudge(POLICY, turn=number, first_index=transcript.num_pushed),
-        first_index=transcript.num_pushed,
-    )
-    transcript.turns.append(turn)
-    return turn
+    rendered = RenderedTurn(array("i", bytes(4 * num_prompt_tokens)), num_prompt_tokens - 2)
+    transcript.begin_turn(rendered, POLICY)
+    return transcript.present

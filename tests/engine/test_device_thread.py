@@ -216,12 +216,37 @@ def test_a_loop_that_is_gone_ends_the_thread_quietly() -> None:
             engine = RecordingEngine()
             thread = DeviceThread([engine])
             thread.start()
+            engine.may_step.clear()
+            thread.submit(engine, "a")
+            await engine.wait_until_stepping()
             return thread, engine
 
         thread, engine = runner.run(start())
-    thread.submit(engine, "a")
+    engine.may_step.set()
     thread._thread.join(TIMEOUT_S)
     assert not thread._thread.is_alive()
+
+
+async def test_what_is_submitted_in_one_round_of_the_loop_shares_a_step() -> None:
+    engine = RecordingEngine()
+    async with running(engine) as thread:
+        for message in "abc":
+            thread.submit(engine, message)
+        await engine.wait_for(1)
+    assert engine.steps == [["a", "b", "c"]]
+
+
+async def test_what_was_submitted_while_the_device_was_being_lost_fails_too() -> None:
+    engine = RecordingEngine()
+    async with running(engine) as thread:
+        engine.may_step.clear()
+        thread.submit(engine, "raise")
+        await engine.wait_until_stepping()
+        engine.may_step.set()
+        thread._thread.join(TIMEOUT_S)  # and the loop has not heard of it
+        thread._outbox.append((engine, "late"))  # as if submitted a moment before
+        await engine.wait_for(1)
+    assert engine.delivered == [["DEVICE_LOST late"]]
 
 
 async def test_callers_who_were_just_answered_share_the_next_step() -> None:

@@ -18,6 +18,8 @@ from guardwire_server.core.transcript import Transcript
 MIN_WINDOW_TOKENS = 2
 """An answer can slide if the context has room for two of its tokens: then there is a half to forget."""
 
+_READ_RESPONSE = bytes((Read.RESPONSE,))
+
 
 class AnswerInput:
     """Owner: the session, whose transcript it extends. `slides` is settled when the stream opens."""
@@ -44,19 +46,14 @@ class AnswerInput:
         if not ids:
             return []
         limit, transcript = self._max_context_tokens, self._transcript
+        room = limit - transcript.num_positions
+        if len(ids) <= room:
+            return [self._extend(ids)]
         if not self.slides or limit - transcript.present.answer_position < MIN_WINDOW_TOKENS:
             self.require_room(len(ids), field)
-        room = limit - transcript.num_positions
-        fitting, overflow = ids[:room], ids[room:]
-        commands: list[EngineCommand] = []
-        if fitting:
-            tail = transcript.answer_tail
-            transcript.push(fitting, self._scaffold.marks(fitting, tail[-1] if tail else None))
-            commands.append(ExtendSequence(fitting, bytes((Read.RESPONSE,)) * len(fitting)))
-        if overflow:
-            self._overflow = overflow
-            commands += self.slide()
-        return commands
+        commands: list[EngineCommand] = [self._extend(ids[:room])] if room else []
+        self._overflow = ids[room:]
+        return commands + self.slide()
 
     def push_text(self, text: str, *, flush: bool) -> list[EngineCommand]:
         """Appends text to the present answer, as far as its tokens are settled; with `flush` all of it."""
@@ -110,6 +107,12 @@ class AnswerInput:
         if total > limit:
             message = f"{num_tokens} more tokens make {total}, the context holds {limit}"
             raise OutOfRange("CONTEXT_OVERFLOW", field, message)
+
+    def _extend(self, ids: "array[int]") -> ExtendSequence:
+        """Appends tokens for which there is room."""
+        transcript = self._transcript
+        transcript.push(ids, self._scaffold.marks(ids, transcript.previous_id))
+        return ExtendSequence(ids, _READ_RESPONSE * len(ids))
 
     def _push_settled(self, tokens: Sequence[tuple[int, int]]) -> list[EngineCommand]:
         commands = self.push_ids(array("i", (token_id for token_id, _ in tokens)), "text.text")

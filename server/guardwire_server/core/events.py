@@ -1,11 +1,13 @@
 """The vocabulary of a stream: what comes in from the caller, the engine and the clock, and what goes out to them.
 
-All are frozen. Token ids are `array("i")`, and whoever hands an array over does not change it any more.
+All are immutable; those that every token makes are tuples, which are made fastest. Token ids are `array("i")`, and
+whoever hands an array over does not change it any more.
 """
 
 from array import array
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from guardwire_server.core.errors import RequestError
 from guardwire_server.core.policy import Action, Decision, Policy
@@ -73,8 +75,7 @@ class OpenRequested:
     context_overflow: ContextOverflow = ContextOverflow.FAIL
 
 
-@dataclass(frozen=True, slots=True)
-class TokensPushed:
+class TokensPushed(NamedTuple):
     """The next tokens of the answer; `start_index` is what the caller says their first index is."""
 
     token_ids: "array[int]"
@@ -123,8 +124,7 @@ class InputEnded:
 # --- from the engine, the clock and the server -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TokensJudged:
+class TokensJudged(NamedTuple):
     """The verdicts on the tokens at `position` and after, as the sequence was at `epoch`.
 
     Positions count all tokens of the sequence, prompt and scaffold included.
@@ -166,8 +166,7 @@ class DrainAnnounced:
 # --- to the engine -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ExtendSequence:
+class ExtendSequence(NamedTuple):
     """Append tokens, with one step_plan.Read code each."""
 
     ids: "array[int]"
@@ -202,8 +201,7 @@ class PromptVerdict:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class TokenVerdicts:
+class TokenVerdicts(NamedTuple):
     """The verdicts on the tokens from index `start_index` on.
 
     `text_end_offsets` is empty on token streams; `scaffold` holds one 0 or 1 a token, or is empty when all are 0.

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
-from guardwire_server.core.verdict import CATEGORY_NAMES, Category, RiskLevel, Role, Verdict
+from guardwire_server.core.verdict import CATEGORY_NAMES, Category, RiskLevel, Role, Verdict, VerdictArrays
 
 
 class Action(IntEnum):
@@ -197,6 +197,20 @@ class AnswerJudge:
         """The action in force."""
         decision = self.state.decision
         return decision.action if decision else Action.ALLOW
+
+    def judge_run(self, verdicts: VerdictArrays, scaffold_marks: "bytes | bytearray") -> list[Decision]:
+        """Takes the verdicts on the next tokens, each with a mark (0 or 1); returns the decisions that rise among them.
+
+        The same as `judge` token by token; most runs are harmless all through, and those are only counted.
+        """
+        num_tokens = len(verdicts)
+        if not any(scaffold_marks) and verdicts.risk_levels.count(RiskLevel.SAFE) == num_tokens:
+            self._levels.extend(verdicts.risk_levels)
+            return []
+        decisions = (
+            self.judge(verdicts[offset], scaffold=bool(scaffold_marks[offset])) for offset in range(num_tokens)
+        )
+        return [decision for decision in decisions if decision]
 
     def judge(self, verdict: Verdict, *, scaffold: bool) -> Decision | None:
         """Takes the next token's verdict; returns the decision if it rises here.

@@ -34,23 +34,21 @@ class VerdictReporter:
 
     def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
         """What to tell of the verdicts on the tokens of `turn` from index `start` on."""
+        if not self._on_change and start >= self._resume_from and len(verdicts):
+            return [self._report(transcript, start, verdicts)]
         reports = []
         for run_start, run_stop in (
             self._changed_runs(turn, start, verdicts) if self._on_change else [(0, len(verdicts))]
         ):
             first, stop = max(start + run_start, self._resume_from), start + run_stop
-            if first >= stop:
-                continue
-            marks = bytes(transcript.scaffold_marks[first:stop])
-            reports.append(
-                TokenVerdicts(
-                    start_index=first,
-                    verdicts=verdicts.slice(first - start, stop - start),
-                    text_end_offsets=transcript.text_ends[first:stop],
-                    scaffold=marks if any(marks) else b"",
-                )
-            )
+            if first < stop:
+                reports.append(self._report(transcript, first, verdicts.slice(first - start, stop - start)))
         return reports
+
+    def _report(self, transcript: Transcript, start: int, verdicts: VerdictArrays) -> TokenVerdicts:
+        stop = start + len(verdicts)
+        marks = transcript.scaffold_marks[start:stop]
+        return TokenVerdicts(start, verdicts, transcript.text_ends[start:stop], bytes(marks) if any(marks) else b"")
 
     def _changed_runs(self, turn: Turn, start: int, verdicts: VerdictArrays) -> list[tuple[int, int]]:
         """Runs (start, stop) of tokens whose turn, risk level or category differs from the token before.

@@ -18,6 +18,8 @@ class Scaffold:
 
     def marks(self, ids: Sequence[int], previous_id: int | None) -> bytes:
         """One 0 or 1 for each id; `previous_id` is the token before in the same answer, None at its beginning."""
+        if previous_id not in self.control_ids and self.control_ids.isdisjoint(ids):
+            return bytes(len(ids))
         marks = bytearray(len(ids))
         for offset, token_id in enumerate(ids):
             follows_control = previous_id in self.control_ids

@@ -194,7 +194,10 @@ class Scheduler:
             sequence = self._sequences[chunk.seq_id]
             sequence.num_cached = chunk.start + len(chunk.ids)
             sequence.num_done = max(sequence.num_done, sequence.num_cached)
-            if sequence.num_done >= sequence.waits_for:
+            if sequence.num_done == len(sequence.ids):
+                del self._waiting[sequence.seq_id]
+                self._idle[sequence.seq_id] = sequence
+            elif sequence.num_done >= sequence.waits_for:
                 del self._waiting[sequence.seq_id]
                 self._refile(sequence)
 

@@ -33,6 +33,8 @@ class Sequence:
         """The next `num_tokens` tokens; readings that were handed out before are not taken again."""
         assert self.extent is not None
         start, stop = self.num_cached, self.num_cached + num_tokens
-        num_known = min(max(self.num_done - start, 0), num_tokens)
-        reads = bytes(num_known) + bytes(self.reads[start + num_known : stop])
+        reads = bytes(self.reads[start:stop])
+        if self.num_done > start:
+            num_known = min(self.num_done - start, num_tokens)
+            reads = bytes(num_known) + reads[num_known:]
         return Chunk(self.seq_id, self.epoch, start, self.ids[start:stop], reads, self.extent)

@@ -22,7 +22,7 @@ from guardwire_server.core.ports import SessionLimits, TurnRenderer
 from guardwire_server.core.reports import VerdictReporter, decide_unjudged, summarise
 from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transcript import Transcript
-from guardwire_server.core.transitions import TRANSITIONS, State, wrong_state
+from guardwire_server.core.transitions import HANDLERS, State, wrong_state
 
 
 class Session:
@@ -56,9 +56,7 @@ class Session:
         """Whether the caller's next message should be taken now."""
         if self._state is State.CLOSING:
             return self._closing_error is None
-        if self._input.is_waiting:
-            return False
-        return self._transcript.num_pending < self._limits.max_pending_tokens
+        return not self._input.is_waiting and self._transcript.num_pending < self._limits.max_pending_tokens
 
     def handle(self, event: ev.Event, now_s: float) -> list[ev.Output]:
         """Takes one event; returns what follows from it."""
@@ -73,7 +71,7 @@ class Session:
     def _dispatch(self, event: ev.Event, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:
             return
-        handler = TRANSITIONS.get((self._state, type(event)))
+        handler = HANDLERS[self._state.value].get(type(event))
         try:
             if handler is None:
                 raise wrong_state(self._state, event)
@@ -157,7 +155,7 @@ class Session:
         self._idle_since_s = self._now_s  # the caller may have waited for this
         if self._prompt_verdict_s is None:
             self._prompt_verdict_s = self._now_s - self._opened_s
-        turn.prompt_verdict = event.verdict
+        self._transcript.set_prompt_verdict(turn, event.verdict)
         outputs.append(ev.PromptVerdict(turn.number, event.verdict))
         decision = decide_prompt(self._options.policy, event.verdict, turn=turn.number, token_index=turn.first_index)
         if decision.action > Action.ALLOW:
@@ -175,20 +173,17 @@ class Session:
         start = turn.window_index + event.position - turn.answer_position
         if start != transcript.num_judged:
             raise AssertionError(f"verdicts from {start} on, but {transcript.num_judged} tokens are judged")
-        decisions = []
-        for offset in range(num_tokens):
-            decision = turn.judge.judge(
-                event.verdicts[offset], scaffold=bool(transcript.scaffold_marks[start + offset])
-            )
-            if decision:
-                decisions.append(decision)
-        transcript.num_judged = start + num_tokens
+        verdicts, stop = event.verdicts.slice(0, num_tokens), start + num_tokens
+        decisions = turn.judge.judge_run(verdicts, transcript.scaffold_marks[start:stop])
+        transcript.num_judged = stop
         self._idle_since_s = self._now_s  # the caller may have waited for this
-        outputs.extend(self._reporter.report(transcript, turn, start, event.verdicts.slice(0, num_tokens)))
+        outputs += self._reporter.report(transcript, turn, start, verdicts)
         for decision in decisions:
             self._announce(decision, outputs)
-        self._slide(outputs)
-        self._end_if_judged(outputs)
+        if self._input.is_waiting or self._waiting:
+            self._slide(outputs)
+        if self._state is State.CLOSING:
+            self._end_if_judged(outputs)
 
     def _fail(self, event: ev.SequenceFailed, outputs: list[ev.Output]) -> None:
         self._end(event.error, outputs)

@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from guardwire_server.core.kv_arena import Extent
 
@@ -16,8 +17,7 @@ class Read(IntEnum):
     LOGITS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One sequence's part of a step: `ids` are its tokens `start` to `start + len(ids) - 1`.
 
     `reads` holds one Read code a token. The keys and values of token i belong at slot `extent.start + i`; those of the

@@ -50,6 +50,7 @@ class Transcript:
         self.turns: list[Turn] = []
         self.num_positions = 0
         self.num_judged = 0
+        self.num_prompts_pending = 0
         self.epoch = 0
         self.pushed_ids = array("i")
         self.scaffold_marks = bytearray()  # one per pushed token
@@ -69,8 +70,12 @@ class Transcript:
     @property
     def num_pending(self) -> int:
         """Verdicts that are still to come, prompts included."""
-        num_prompts = sum(turn.prompt_verdict is None for turn in self.turns)
-        return self.num_pushed - self.num_judged + num_prompts
+        return len(self.pushed_ids) - self.num_judged + self.num_prompts_pending
+
+    @property
+    def previous_id(self) -> int | None:
+        """The newest token of the present answer, None at its beginning."""
+        return self.pushed_ids[-1] if len(self.pushed_ids) > self.turns[-1].first_index else None
 
     @property
     def answer_tail(self) -> "array[int]":
@@ -83,11 +88,15 @@ class Transcript:
 
     def turn_at(self, position: int) -> Turn:
         """The turn whose answer the token at `position` belongs to."""
-        return next(turn for turn in reversed(self.turns) if turn.answer_position <= position)
+        for turn in reversed(self.turns):
+            if turn.answer_position <= position:
+                return turn
+        raise ValueError(f"no answer holds position {position}")
 
     def begin_turn(self, rendered: RenderedTurn, policy: Policy) -> None:
         """Appends a user message, and what stands around it, up to where its answer begins."""
         start, number, first_index = self.num_positions, len(self.turns), self.num_pushed
+        self.num_prompts_pending += 1
         self.num_positions += len(rendered.token_ids)
         self.turns.append(
             Turn(
@@ -98,6 +107,11 @@ class Transcript:
                 first_index=first_index,
             )
         )
+
+    def set_prompt_verdict(self, turn: Turn, verdict: Verdict) -> None:
+        """Takes the verdict on a turn's prompt, once."""
+        turn.prompt_verdict = verdict
+        self.num_prompts_pending -= 1
 
     def push(self, ids: "array[int]", scaffold_marks: bytes) -> None:
         """Appends tokens to the present answer."""
@@ -134,6 +148,8 @@ class Transcript:
 
         Results come in the order of their epochs, so truncations up to `epoch` are forgotten here.
         """
+        if not self._truncations:
+            return num_tokens
         self._truncations = [entry for entry in self._truncations if entry[0] > epoch]
         limit = min((kept for _, kept in self._truncations), default=position + num_tokens)
         return max(0, min(num_tokens, limit - position))

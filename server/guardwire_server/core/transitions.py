@@ -44,6 +44,11 @@ TRANSITIONS: dict[tuple[State, type[ev.Event]], str] = {
 }
 """What handles an event in a state. In ENDED everything is passed over: results and messages that were on their way."""
 
+HANDLERS: dict[str, dict[type[ev.Event], str]] = {
+    state.value: {event: handler for (of, event), handler in TRANSITIONS.items() if of is state} for state in State
+}
+"""The same by the state's value, which unlike the state itself is found in a dictionary without running Python code."""
+
 
 _FIELDS: dict[type[ev.Event], str] = {
     ev.OpenRequested: "open",

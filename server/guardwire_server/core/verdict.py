@@ -92,9 +92,9 @@ class Verdict:
     category_probability: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make the making several times as slow
 class VerdictArrays:
-    """The verdicts on consecutive tokens, packed: one entry a token, in token order.
+    """The verdicts on consecutive tokens, packed: one entry a token, in token order. Nobody changes them once made.
 
     `risk_levels` ("B") holds RiskLevel values, `probabilities` ("f") three entries a token (safe, controversial,
     unsafe), `categories` ("B") Category values or 0 where the level is SAFE, `category_probabilities` ("f") the

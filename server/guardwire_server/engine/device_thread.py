@@ -5,6 +5,9 @@ frozen messages through an inbox; the thread applies them, lets every engine tha
 hands all results of a step back with a single wake-up of the loop. Nothing else is shared but `EngineLoad` snapshots,
 which are replaced whole.
 
+What the loop submits in one round of its callbacks reaches the inbox together, at the round's end: a wake-up of the
+thread for each token would cost more than the token, and would make a step of each.
+
 Callers that push a token, wait for its verdict and push the next one would fall into two groups, one answering while
 the step of the other runs, and every step would be half full though it costs nearly as much as a full one. So before a
 step the thread waits, for a small share of the last step's time, for those who have just been answered.
@@ -50,7 +53,10 @@ class EngineLoad:
 
 
 class StepEngine(Protocol):
-    """What the device thread drives. All of it is called on that thread, `deliver` excepted: on the event loop."""
+    """What the device thread drives. All of it is called on that thread, `deliver` excepted: on the event loop.
+
+    When the thread has ended, `apply` and `fail_all` may be called once more, on the event loop.
+    """
 
     num_consecutive_failures: int
 
@@ -84,12 +90,14 @@ class StepEngine(Protocol):
 class DeviceThread:
     """Owns the thread and its inbox. `submit`, `start` and `stop` are called on the event loop.
 
-    Invariants: messages are applied in the order of submission; after `is_dead` nothing is stepped any more.
+    Invariants: messages are applied in the order of submission; after `is_dead` nothing is stepped any more, and what
+    was submitted before fails.
     """
 
     def __init__(self, engines: Sequence[StepEngine], clock: Callable[[], float] = time.monotonic) -> None:
         self._engines = tuple(engines)
         self._clock = clock
+        self._outbox: list[tuple[StepEngine, Any]] = []  # submitted in this round of the loop; the loop's alone
         self._inbox: deque[tuple[StepEngine, Any]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -102,19 +110,20 @@ class DeviceThread:
     def start(self) -> None:
         """Starts the thread; results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
+        self._send_out()
         self._thread.start()
 
     def submit(self, engine: StepEngine, message: object) -> None:
-        """Hands a message to an engine.
+        """Hands a message to an engine, with all others of this round of the event loop.
 
         Raises:
             EngineUnavailable: If the device is lost or the thread has stopped.
         """
-        with self._wake:
-            if self.is_dead:
-                raise self._unavailable()
-            self._inbox.append((engine, message))
-            self._wake.notify()
+        if self.is_dead:
+            raise self._unavailable()
+        if not self._outbox and self._loop is not None:
+            self._loop.call_soon(self._send_out)
+        self._outbox.append((engine, message))
 
     def busy_for_s(self) -> float:
         """How long the present step has been running; 0 between steps."""
@@ -128,6 +137,14 @@ class DeviceThread:
             self._wake.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
         return not self._thread.is_alive()
+
+    def _send_out(self) -> None:
+        with self._wake:
+            if self.is_dead:
+                return  # `_bury` is on its way
+            self._inbox.extend(self._outbox)
+            self._wake.notify()
+        self._outbox.clear()
 
     def _run(self) -> None:
         try:
@@ -178,17 +195,24 @@ class DeviceThread:
     def _die(self) -> None:
         with self._wake:
             self.is_dead = True
-        self._apply_last_messages()
-        for engine in self._engines:
-            self._hand_over(engine, engine.fail_all(self._unavailable()))
+        self._fail_everything()
+        self._call_on_loop(self._bury)
 
-    def _apply_last_messages(self) -> None:
+    def _bury(self) -> None:
+        """On the loop, when the thread has touched the engines for the last time: what was left in the outbox fails."""
+        self._inbox.extend(self._outbox)
+        self._outbox.clear()
+        self._fail_everything()
+
+    def _fail_everything(self) -> None:
         """What was submitted before the end became known must fail too, not wait for ever."""
         while self._inbox:
             try:
                 self._apply_messages()
             except Exception:
                 logger.exception("a message could not be applied any more")
+        for engine in self._engines:
+            self._hand_over(engine, engine.fail_all(self._unavailable()))
 
     def _unavailable(self) -> EngineUnavailable:
         if self._is_stopping:
@@ -196,8 +220,12 @@ class DeviceThread:
         return EngineUnavailable("DEVICE_LOST", "the device is lost; this server judges nothing any more")
 
     def _hand_over(self, engine: StepEngine, results: Sequence[Any]) -> None:
-        if results and self._loop is not None:
-            try:
-                self._loop.call_soon_threadsafe(engine.deliver, results)
-            except RuntimeError:  # the loop is closed: nobody is left to be told
-                self._is_stopping = True
+        if results:
+            self._call_on_loop(engine.deliver, results)
+
+    def _call_on_loop(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None  # the thread was started on it
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            self._is_stopping = True

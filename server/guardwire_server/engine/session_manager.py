@@ -8,7 +8,6 @@ control does the rest.
 """
 
 import asyncio
-import contextlib
 import itertools
 import time
 from array import array
@@ -113,8 +112,10 @@ class SessionManager:
 
     def send(self, seq_id: int, command: ExtendSequence | TruncateSequence | CloseSequence) -> None:
         """Hands a command to the engine; a lost device tells every stream by itself."""
-        with contextlib.suppress(EngineUnavailable):
+        try:
             self._thread.submit(self._engine, SequenceMessage(seq_id, command))
+        except EngineUnavailable:
+            pass
 
     def take_events(self, events: Sequence[SequenceEvent]) -> None:
         """Takes a step's results; those of streams that are gone meanwhile are passed over."""

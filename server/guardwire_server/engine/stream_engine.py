@@ -1,7 +1,8 @@
 """The stream model's side of the device thread: sequences in, verdicts out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from guardwire_server.core.errors import EngineUnavailable
 from guardwire_server.core.events import (
@@ -13,7 +14,7 @@ from guardwire_server.core.events import (
     TruncateSequence,
 )
 from guardwire_server.core.scheduler import Scheduler
-from guardwire_server.core.step_plan import Chunk, Read, StepPlan
+from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import step_failed
@@ -29,8 +30,7 @@ class CloseSequence:
     """Forget a sequence and all that is pending of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceMessage:
+class SequenceMessage(NamedTuple):
     """A command for one sequence."""
 
     seq_id: int
@@ -143,7 +143,7 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]
     """Deals the readings of a step out to its sequences, one event per run of consecutive readings."""
     num_responses = num_queries = 0
     for chunk in plan.chunks:
-        for start, stop, read in _runs(chunk):
+        for start, stop, read in _runs(chunk.reads):
             position = chunk.start + start
             if read == Read.RESPONSE:
                 verdicts = readings.responses.slice(num_responses, num_responses + stop - start)
@@ -154,9 +154,14 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]
                 num_queries += 1
 
 
-def _runs(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
+def _runs(reads: bytes) -> Iterable[tuple[int, int, int]]:
     """Runs (start, stop, read) of equal codes; a query is always a run of its own."""
-    reads = chunk.reads
+    if reads.count(Read.RESPONSE) == len(reads):  # by far the most frequent
+        return ((0, len(reads), Read.RESPONSE),)
+    return _mixed_runs(reads)
+
+
+def _mixed_runs(reads: bytes) -> Iterator[tuple[int, int, int]]:
     start = 0
     while start < len(reads):
         read = reads[start]

@@ -43,6 +43,7 @@ class StreamSession:
         self._on_change = on_change
         self._session = session
         self._seq_id = seq_id
+        self._max_queued_updates = manager.limits.max_queued_updates
         self._updates: deque[Update] = deque()
         self._end: StreamEnded | None = None
         self._changed = asyncio.Event()
@@ -70,6 +71,11 @@ class StreamSession:
         return self._end
 
     @property
+    def has_news(self) -> bool:
+        """Whether an update waits, or the error that ended the stream."""
+        return bool(self._updates) or (self._end is not None and self._end.error is not None)
+
+    @property
     def is_held(self) -> bool:
         """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
         return self._end is None and not self._may_send.is_set()
@@ -77,13 +83,14 @@ class StreamSession:
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
         for output in self._session.handle(event, self._manager.now_s()):
-            if isinstance(output, ExtendSequence | TruncateSequence):
+            if isinstance(output, (ExtendSequence, TruncateSequence)):
                 self._manager.send(self._seq_id, output)
             elif isinstance(output, StreamEnded):
                 self._end = output
             else:
                 self._updates.append(output)
-        self._announce_change()
+        if self._update_flow() or self._updates or self._end is not None:
+            self._announce_change()
 
     def handle_result(self, event: EngineEvent) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
@@ -92,6 +99,7 @@ class StreamSession:
         except Exception:
             self._updates.clear()
             self._end = StreamEnded(internal_error("a result could not be handled"))
+            self._update_flow()
             self._announce_change()
 
     async def handle_open(self, event: OpenRequested) -> None:
@@ -126,7 +134,7 @@ class StreamSession:
         if not self._updates:
             return None
         update = self._updates.popleft()
-        if isinstance(update, TokenVerdicts):
+        if self._updates and isinstance(update, TokenVerdicts):
             update = self._with_following(update)
         self._update_flow()
         return update
@@ -143,14 +151,18 @@ class StreamSession:
         return join_reports(reports) if len(reports) > 1 else first
 
     def _announce_change(self) -> None:
-        self._update_flow()
         self._changed.set()
         if self._on_change:
             self._on_change()
 
-    def _update_flow(self) -> None:
-        is_read = len(self._updates) < self._manager.limits.max_queued_updates
-        if self._end is None and self._session.wants_input and is_read:
-            self._may_send.set()
-        else:
+    def _update_flow(self) -> bool:
+        """Listens to the caller or does not; whether this opens what was closed."""
+        was_open = self._may_send.is_set()
+        is_read = len(self._updates) < self._max_queued_updates
+        if is_read and self._end is None and self._session.wants_input:
+            if not was_open:
+                self._may_send.set()
+            return not was_open
+        if was_open:
             self._may_send.clear()
+        return False

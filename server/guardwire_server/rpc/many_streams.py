@@ -10,7 +10,7 @@ streams of a call share its flow control.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 
 from guardwire.v1 import moderation_pb2 as pb
@@ -51,7 +51,8 @@ class ManyStreams:
     async def take(self, message: pb.ModerateStreamsRequest) -> None:
         """Takes a message; returns when the next one may come."""
         for item in message.requests:
-            await self._take_one(item)
+            if (event := self._take_one(item)) is not None:
+                await self._streams[item.stream_id][0].handle_open(event)
         while any(self._is_held(item.stream_id) for item in message.requests):
             self._changed.clear()
             await self._changed.wait()
@@ -66,9 +67,10 @@ class ManyStreams:
     async def responses(self) -> AsyncIterator[pb.ModerateStreamsResponse]:
         """What to tell the caller, until the input has ended and every stream, too."""
         while self._has_input or self._streams or self._refusals:
-            if responses := list(self._gather()):
+            message = self._gather()
+            if message.responses:
                 self._changed.set()  # there is room for more input now
-                yield pb.ModerateStreamsResponse(responses=responses)
+                yield message
             else:
                 self._changed.clear()
                 await self._changed.wait()
@@ -79,18 +81,20 @@ class ManyStreams:
             stream.close()
         self._streams.clear()
 
-    async def _take_one(self, item: pb.StreamRequest) -> None:
+    def _take_one(self, item: pb.StreamRequest) -> OpenRequested | None:
+        """Hands a stream its message, or returns it if it is the first one, which may take a while."""
         try:
             event: CallerEvent = self._reader.stream_event(item.request)
         except CallerError as error:
             event = InputRefused(error)
-        if item.stream_id not in self._streams and not self._admit(item.stream_id, event):
-            return
-        stream, _ = self._streams[item.stream_id]
+        known = self._streams.get(item.stream_id)
+        if known is None and not self._admit(item.stream_id, event):
+            return None
         if isinstance(event, OpenRequested):
-            await stream.handle_open(event)
-        else:
-            stream.handle(event)
+            return event
+        assert known is not None  # only an `open` makes a stream
+        known[0].handle(event)
+        return None
 
     def _admit(self, stream_id: int, event: CallerEvent) -> bool:
         """Opens a stream whose first message this is; False, and the caller is told, if that cannot be."""
@@ -101,7 +105,7 @@ class ManyStreams:
                 raise wrong_state(State.AWAITING_OPEN, event)
             stream = self._manager.open(partial(self._note, stream_id))
         except RequestError as error:
-            self._refusals.append(stream_error(stream_id, error))
+            self._refusals.append(pb.StreamResponse(stream_id=stream_id, error=stream_error(error)))
             self._changed.set()
             return False
         self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits)
@@ -114,25 +118,26 @@ class ManyStreams:
         self._news[stream_id] = None
         self._changed.set()
 
-    def _gather(self) -> Iterator[pb.StreamResponse]:
+    def _gather(self) -> pb.ModerateStreamsResponse:
         """The next responses, as many as a message takes; a stream whose last one this is leaves."""
-        num_left, num_tokens_left = MAX_RESPONSES, MAX_TOKENS
-        while self._refusals and num_left:
-            yield self._refusals.popleft()
-            num_left -= 1
-        while self._news and num_left and num_tokens_left > 0:
+        message = pb.ModerateStreamsResponse()
+        responses = message.responses
+        num_tokens_left = MAX_TOKENS
+        while self._refusals and len(responses) < MAX_RESPONSES:
+            responses.append(self._refusals.popleft())
+        while self._news and len(responses) < MAX_RESPONSES and num_tokens_left > 0:
             stream_id = next(iter(self._news))
             stream, writer = self._streams[stream_id]
             update = stream.take_update()
             if update is not None:
-                yield pb.StreamResponse(stream_id=stream_id, response=writer.response(update))
-                num_left -= 1
+                writer.write(update, responses.add(stream_id=stream_id).response)
                 num_tokens_left -= len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
-                continue
-            del self._news[stream_id]
+                if stream.has_news:
+                    continue
+            elif stream.ended and stream.ended.error:
+                responses.add(stream_id=stream_id, error=stream_error(stream.ended.error))
             if stream.ended:
-                if stream.ended.error:
-                    yield stream_error(stream_id, stream.ended.error)
-                    num_left -= 1
                 del self._streams[stream_id]
                 stream.close()
+            del self._news[stream_id]
+        return message

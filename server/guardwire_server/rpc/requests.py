@@ -39,6 +39,8 @@ class RequestReader:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._limits = catalogue.limits
+        self._max_tokens_per_message = catalogue.limits.max_tokens_per_message
+        self._vocabulary_size = catalogue.stream_model.vocabulary_size if catalogue.stream_model else 0
 
     def classify(self, request: pb.ClassifyRequest) -> tuple[tuple[Message, ...], Policy]:
         """The conversation and the policy of a Classify call.
@@ -74,8 +76,9 @@ class RequestReader:
             case "open":
                 return self._open(request.open)
             case "tokens":
-                start_index = request.tokens.start_index if request.tokens.HasField("start_index") else None
-                return ev.TokensPushed(self._pushed_ids(request.tokens.token_ids, "tokens.token_ids"), start_index)
+                tokens = request.tokens
+                start_index = tokens.start_index if tokens.HasField("start_index") else None
+                return ev.TokensPushed(self._pushed_ids(tokens.token_ids, "tokens.token_ids"), start_index)
             case "text":
                 self._check_size(request.text.text, "text.text")
                 return ev.TextPushed(request.text.text, request.text.flush)
@@ -159,13 +162,13 @@ class RequestReader:
             raise InvalidField("CONTENT_TOO_LARGE", field, f"{num_bytes} bytes, the limit is {limit}")
 
     def _pushed_ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
-        limit = self._limits.max_tokens_per_message
+        limit = self._max_tokens_per_message
         if len(token_ids) > limit:
             raise InvalidField("TOO_MANY_TOKENS", field, f"{len(token_ids)} ids in one message, the limit is {limit}")
         return self._ids(token_ids, field)
 
     def _ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
-        limit = self._catalogue.require_stream_model().vocabulary_size
+        limit = self._vocabulary_size
         if token_ids and max(token_ids) >= limit:
             index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
             raise InvalidField(

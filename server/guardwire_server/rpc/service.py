@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.core.errors import CallerError, InvalidField, RequestError, StreamTimeout
-from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, SequenceFailed
+from guardwire_server.core.errors import CallerError, InvalidField, RequestError
+from guardwire_server.core.events import InputEnded, InputRefused, OpenRequested, SequenceFailed
 from guardwire_server.engine.classifier import Classifier
 from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.session_manager import SessionManager
 from guardwire_server.engine.stream_session import StreamSession
+from guardwire_server.rpc.bounded_writes import BoundedWrites
 from guardwire_server.rpc.catalogue import Catalogue
 from guardwire_server.rpc.many_streams import ManyStreams
 from guardwire_server.rpc.requests import RequestReader
@@ -70,9 +71,11 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             assert self._manager is not None  # it comes with the model
             async with self._manager.open() as stream:
                 reader = asyncio.create_task(self._read(request_iterator, stream))
+                writer = StreamWriter(stream.session_id, model, self._catalogue.limits)
                 try:
-                    writer = StreamWriter(stream.session_id, model, self._catalogue.limits)
-                    await self._write(stream, writer, context)
+                    with self._bounded_writes(context) as responses:
+                        async for update in stream.updates():
+                            await responses.write(writer.response(update))
                 finally:
                     reader.cancel()
                     await asyncio.wait([reader])
@@ -87,8 +90,9 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             many = ManyStreams(self._manager, self._reader, model, self._catalogue.limits)
             reader = asyncio.create_task(_read_many(request_iterator, many))
             try:
-                async for response in many.responses():
-                    await self._send(response, context)
+                with self._bounded_writes(context) as responses:
+                    async for response in many.responses():
+                        await responses.write(response)
                 await reader  # raises what ended the input, if that was no end in good order
             finally:
                 reader.cancel()
@@ -133,7 +137,10 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
                 except CallerError as error:
                     stream.handle(InputRefused(error))
                 else:
-                    await self._take(event, stream)
+                    if isinstance(event, OpenRequested):
+                        await stream.handle_open(event)
+                    else:
+                        stream.handle(event)
                 await stream.ready_for_input()
             stream.handle(InputEnded())
         except DecodeError:
@@ -141,24 +148,8 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
         except Exception:
             stream.handle(SequenceFailed(internal_error("call failed")))
 
-    async def _take(self, event: CallerEvent, stream: StreamSession) -> None:
-        if isinstance(event, OpenRequested):
-            await stream.handle_open(event)
-        else:
-            stream.handle(event)
-
-    async def _write(self, stream: StreamSession, writer: StreamWriter, context: Context) -> None:
-        async for update in stream.updates():
-            await self._send(writer.response(update), context)
-
-    async def _send(self, response: Message, context: Context) -> None:
-        timeout_s = self._catalogue.limits.write_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await context.write(response)
-        except TimeoutError:
-            message = f"the caller read nothing for {timeout_s:g} s, the limit"
-            raise StreamTimeout("WRITE_TIMEOUT", message) from None
+    def _bounded_writes(self, context: Context) -> BoundedWrites:
+        return BoundedWrites(context, self._catalogue.limits.write_timeout_s)
 
 
 async def _read_many(requests: AsyncIterator[pb.ModerateStreamsRequest], many: ManyStreams) -> None:
