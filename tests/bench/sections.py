@@ -13,6 +13,7 @@ from tests.bench.engine import measure_engine
 from tests.bench.fairness import measure_fairness
 from tests.bench.front_end import measure_front_end
 from tests.bench.machine import describe_commit, describe_machine, describe_versions
+from tests.bench.picture import draw
 from tests.bench.progress import say
 from tests.bench.report import Bar, missed_bars, print_tables, write_result
 from tests.bench.settings import Settings
@@ -39,6 +40,8 @@ SECTIONS: dict[str, Section] = {
     "fairness": lambda settings: asyncio.run(measure_fairness(stream_checkpoint(), settings)),
     "sweep": lambda settings: asyncio.run(measure_sweep(stream_checkpoint(), settings)),
 }
+
+PICTURED = {"sweep", "engine"}
 
 QUICK_SECTIONS = ("streams", "engine", "classify", "front_end")
 
@@ -79,6 +82,8 @@ def run_sections(settings: Settings, results: Path, only: list[str]) -> int:
     bars = [bar for bar in BARS if bar.section in measured]
     print_tables(result, bars)
     say(f"wrote {write_result(result, results).name}")
+    if measured.keys() >= PICTURED:
+        draw(result, results / "throughput.svg")
     missed = missed_bars(result, bars)
     for bar in missed:
         print(f"missed: {bar.meaning}", file=sys.stderr)
