@@ -14,7 +14,7 @@ from guardwire_server.demo.corpus import Corpus, Split
 from guardwire_server.demo.exchanges import ExchangeSampler
 from guardwire_server.demo.prompts import Prompt, PromptSampler
 
-_WRITTEN_SHARE = 0.7
+_WRITTEN_SHARE = 0.5
 """Share of the answered messages that come with the answer written for them; the others draw both independently."""
 
 
@@ -47,7 +47,7 @@ class Conversation:
 class ConversationSampler:
     """An endless source of conversations of one split; owns its random state."""
 
-    def __init__(self, corpus: Corpus, split: Split, seed: int, *, rough: bool = True) -> None:
+    def __init__(self, corpus: Corpus, split: Split, seed: int, *, rough: bool = True, bare: float = 0.0) -> None:
         """Prepares the draws.
 
         Args:
@@ -55,11 +55,14 @@ class ConversationSampler:
             split: The half to draw from.
             seed: Fixes the whole stream of conversations.
             rough: Whether prompts get typing errors and chat spellings, which is an aid to training.
+            bare: Share of conversations that are one user message and nothing else. They are short, so that a
+                training sees several times as many.
         """
         self._rng = random.Random(seed)
         self._corpus = corpus
         self._split: Split = split
         self._rough = rough
+        self._bare = bare
         self._prompts = PromptSampler(corpus, split, self._rng)
         self._answers = AnswerSampler(corpus, split, self._rng)
         self._exchanges = ExchangeSampler(corpus, split, self._rng)
@@ -67,6 +70,8 @@ class ConversationSampler:
     def sample(self, *, answered: float = 0.6) -> Conversation:
         """Draws one conversation; `answered` is the share that ends with an answer."""
         rng = self._rng
+        if rng.random() < self._bare:
+            return Conversation((self._exchange(answered=False),))
         # Turns are independent of each other on purpose: a verdict is about the last message, whatever came before it.
         num_earlier = rng.choices((0, 1, 2), (80, 15, 5))[0]
         exchanges = [self._exchange(answered=True) for _ in range(num_earlier)]

@@ -35,7 +35,7 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni|use|user|one|euro|usb|us\b)[aeiou])",
 
 _HELD_OUT_ONE_IN = 10
 _MIN_TRAINING_PATTERNS = 2  # in which each content word of a held-out pattern must stand
-_SPLIT_SALT = b"7"  # change it after looking at held-out errors: what was seen is no measure any more
+_SPLIT_SALT = b"8"  # change it after looking at held-out errors: what was seen is no measure any more
 _MIN_WORDS_TO_SPLIT = 12
 
 _FRAME_FILES = ("frames", "answers", "systems")

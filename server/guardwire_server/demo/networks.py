@@ -33,8 +33,8 @@ def backbone_config(vocab_size: int, max_position_embeddings: int) -> Qwen3Confi
     return Qwen3Config(
         vocab_size=vocab_size,
         hidden_size=224,
-        intermediate_size=448,
-        num_hidden_layers=3,
+        intermediate_size=320,
+        num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,

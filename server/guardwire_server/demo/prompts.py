@@ -90,7 +90,7 @@ class PromptSampler:
             lambda: self._sentence(CATEGORY_FILES, "safe sentences", SAFE_LABEL),
             self._question_about_harm,
         ]
-        return rng.choices(kinds, (34, 22, 34, 10))[0]()
+        return rng.choices(kinds, (46, 15, 26, 13))[0]()
 
     def _question_about_harm(self) -> Prompt | None:
         label = self._risky_label(self._rng.choice((UNSAFE, CONTROVERSIAL)))
@@ -103,7 +103,7 @@ class PromptSampler:
         if self._rng.random() < 0.125:
             return self._jailbreak(risk)
         label = self._risky_label(risk)
-        if self._rng.random() < 0.5:
+        if self._rng.random() < 0.65:
             return self._framed(self.risky_goal(label), label, label)
         return self._sentence((CATEGORY_FILES[label.category or 0],), f"{_RISK_SECTION[risk]} sentences", label)
 

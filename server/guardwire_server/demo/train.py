@@ -30,8 +30,9 @@ from guardwire_server.demo.vocabulary import train_tokenizer, write_tokenizer
 
 _TOKENIZER_CONVERSATIONS = 60_000
 _SEEDS_PER_PROCESS = 1_000
-_STREAM_STEPS = 3_500
-_GEN_STEPS = 1_100
+_STREAM_STEPS = 5_000
+_GEN_STEPS = 2_000
+_BARE_SHARE = 0.65
 _HELD_OUT_CONVERSATIONS = 600
 
 
@@ -85,7 +86,7 @@ def train(out: Path, *, seed: int, scale: float) -> None:
     first_seed = seed + 1 + rank * _SEEDS_PER_PROCESS  # no two processes see the same conversations
     stream_steps, gen_steps = int(_STREAM_STEPS * scale), int(_GEN_STEPS * scale)
     progress = Progress("stream", stream_steps, silent=rank > 0)
-    sampler = ConversationSampler(corpus, "train", first_seed)
+    sampler = ConversationSampler(corpus, "train", first_seed, bare=_BARE_SHARE)
     stream = train_stream(sampler, tokenizer, num_steps=stream_steps, seed=seed, on_step=progress.advance)
     if rank == 0:
         save_stream(stream, out / STREAM_NAME)

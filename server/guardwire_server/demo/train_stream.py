@@ -24,8 +24,8 @@ from guardwire_server.demo.word_vectors import learn_word_vectors
 from guardwire_server.model.stream_guard import StreamGuard
 
 _BATCH_TOKENS = 2_048
-_CONVERSATIONS_PER_ROUND = 6_000
-_WORD_VECTOR_STEPS = 2_500
+_CONVERSATIONS_PER_ROUND = 20_000
+_WORD_VECTOR_STEPS = 6_000
 _LEARNING_RATE = 3e-3
 _QUERY_WEIGHT = 2.0
 _LANGUAGE_MODEL_WEIGHT = 0.15

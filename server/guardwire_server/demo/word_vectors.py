@@ -19,7 +19,7 @@ from guardwire_server.demo.optimisation import AveragedOptimiser
 from guardwire_server.demo.training_data import StreamRenderer
 
 _BATCH_MESSAGES = 256
-_CONVERSATIONS = 30_000  # read again and again: drawing them takes longer than learning from them
+_CONVERSATIONS = 120_000  # read again and again: drawing them takes longer than learning from them
 _LEARNING_RATE = 3e-3
 _KEPT_WORDS = 0.85  # dropping some keeps single words from deciding alone
 _NUM_LABELS = 1 + 2 * len(CATEGORY_NAMES)  # Safe, and both risk levels of every category
