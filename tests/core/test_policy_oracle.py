@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from guardwire_server.core.policy import AnswerJudge, Debounce, Policy, decide_prompt
 from guardwire_server.core.verdict import Category, RiskLevel, Verdict
 from tests.core import oracle
+from tests.core.fakes import packed
 from tests.core.strategies import BOUNDED, policies, verdicts
 
 Token = tuple[Verdict, bool]
@@ -36,6 +37,17 @@ def test_decisions_are_those_of_the_rules(policy: Policy, tokens: list[Token]) -
         if one is not None
     ]
     assert found == [astuple(rise) for rise in oracle.rises(policy, *split(tokens))]
+
+
+@BOUNDED
+@given(policies(), st.lists(answers, max_size=4))
+def test_runs_are_judged_as_their_tokens(policy: Policy, runs: list[list[Token]]) -> None:
+    together, apart = (AnswerJudge(policy, turn=0, first_index=0) for _ in range(2))
+    for run in runs:
+        tokens, marks = split(run)
+        decisions = [apart.judge(verdict, scaffold=scaffold) for verdict, scaffold in run]
+        assert together.judge_run(packed(tokens), bytes(marks)) == [one for one in decisions if one]
+        assert (together.state, together.next_index) == (apart.state, apart.next_index)
 
 
 @BOUNDED

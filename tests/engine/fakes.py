@@ -155,6 +155,7 @@ class SteppedThread(DeviceThread):
     def apply(self) -> None:
         """Applies the oldest message."""
         self.engine.apply(self.inbox.popleft())
+        self.engine.update_load()
 
     def step(self) -> None:
         """Does one step; its results wait."""

@@ -26,6 +26,7 @@ class RecordingEngine:
         self.may_step.set()
         self.num_expected = 0  # callers who will come back after each step
         self.on_step: Callable[[], None] = lambda: None
+        self.num_pending = 0  # as it was told last
         self._num_missing = 0
         self._pending: deque[str] = deque()
 
@@ -42,6 +43,9 @@ class RecordingEngine:
         self.applied.append(message)
         self._num_missing -= 1
         self._pending.append(message)
+
+    def update_load(self) -> None:
+        self.num_pending = len(self._pending)
 
     def step(self) -> Sequence[str]:
         self.stepping.set()
@@ -101,6 +105,17 @@ async def test_messages_are_applied_in_order_and_a_step_wakes_the_loop_once() ->
     assert engine.applied == list("abcde")
     assert engine.delivered == [["a"], ["b", "c", "d", "e"]]
     assert engine.deliverers == {threading.get_ident()}
+
+
+async def test_the_load_is_told_before_the_step_that_changes_it() -> None:
+    engine = RecordingEngine()
+    loads: list[int] = []
+    engine.on_step = lambda: loads.append(engine.num_pending)
+    async with running(engine) as thread:
+        for message in "abc":
+            thread.submit(engine, message)
+        await engine.wait_for(1)
+    assert loads == [3]
 
 
 async def test_a_step_without_results_wakes_nobody() -> None:

@@ -37,6 +37,7 @@ class Harness:
     def start(self, call_id: int, text: str, timeout_s: float | None = None) -> None:
         deadline_s = None if timeout_s is None else self.clock.now_s + timeout_s
         self.engine.apply(StartCall(call_id, gen_prompt(text), expects_refusal=False, deadline_s=deadline_s))
+        self.engine.update_load()
 
     def steps(self, num_steps: int) -> list[CallResult]:
         return [result for _ in range(num_steps) for result in self.engine.step()]
@@ -156,8 +157,10 @@ def test_guesses_about_prompts_and_about_answers_are_kept_apart() -> None:
     for call_id, expects_refusal in enumerate((False, True, True, False)):
         text = "bad" if expects_refusal else "good"
         harness.engine.apply(StartCall(call_id, gen_prompt(text), expects_refusal, deadline_s=None))
+        harness.engine.update_load()
     assert {answer.num_passes for answer in harness.answers()} == {1, 13}
     harness.engine.apply(StartCall(9, gen_prompt("bad"), expects_refusal=True, deadline_s=None))
+    harness.engine.update_load()
     assert harness.answers()[0].num_passes == 1
 
 
@@ -227,9 +230,12 @@ def test_a_cancelled_call_gets_no_result_and_no_step() -> None:
     harness.start(2, "here")
     harness.steps(2)
     harness.engine.apply(CancelCall(1))
+    harness.engine.update_load()
     harness.engine.apply(CancelCall(1))
+    harness.engine.update_load()
     assert harness.run() == {2: reference("here", SAFE)}
     harness.engine.apply(CancelCall(2))
+    harness.engine.update_load()
 
 
 def test_a_failing_step_costs_its_calls_and_no_others() -> None:

@@ -39,6 +39,7 @@ class Harness:
     def send(self, seq_id: int, *commands: OpenSequence | CloseSequence | ExtendSequence | TruncateSequence) -> None:
         for command in commands:
             self.engine.apply(SequenceMessage(seq_id, command))
+        self.engine.update_load()
 
     def begin(self, seq_id: int, *token_ids: int) -> None:
         """Opens a sequence of tokens that are all to be judged."""

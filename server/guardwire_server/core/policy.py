@@ -222,6 +222,9 @@ class AnswerJudge:
             self._levels.append(0)
             return None
         level = self._policy.counted_level(verdict)
+        if level is RiskLevel.SAFE:
+            self._levels.append(level)
+            return None
         previous = self._previous_scored()
         self._levels.append(level)
         run_start = self._run_start(level, previous, index)
@@ -246,9 +249,7 @@ class AnswerJudge:
         return None
 
     def _run_start(self, level: RiskLevel, previous: tuple[int, RiskLevel] | None, index: int) -> int | None:
-        """Where the run that counts at token `index` begins, or None if none counts there."""
-        if level is RiskLevel.SAFE:
-            return None
+        """Where the run that counts at risky token `index` begins, or None if none counts there."""
         if self._policy.debounce is Debounce.NONE:
             return index
         if previous is None or previous[1] is RiskLevel.SAFE:

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guardwire_server.core.errors import EngineUnavailable
+from guardwire_server.core.scheduler import Scheduler
+from guardwire_server.core.step_plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +53,23 @@ class EngineLoad:
     num_step_tokens: int = 0
     num_evictions: int = 0
 
+    def after(self, scheduler: Scheduler, plan: StepPlan | None = None) -> "EngineLoad":
+        """What it is now, by the scheduler, and with one more step if `plan` has been done."""
+        return EngineLoad(
+            num_sequences=scheduler.num_sequences,
+            num_pending_tokens=scheduler.num_pending_tokens,
+            arena_used=scheduler.arena_used,
+            num_steps=self.num_steps + (plan is not None),
+            num_step_sequences=self.num_step_sequences + (len(plan.chunks) if plan else 0),
+            num_step_tokens=self.num_step_tokens + (plan.num_tokens if plan else 0),
+            num_evictions=scheduler.num_evictions,
+        )
+
 
 class StepEngine(Protocol):
     """What the device thread drives. All of it is called on that thread, `deliver` excepted: on the event loop.
 
-    When the thread has ended, `apply` and `fail_all` may be called once more, on the event loop.
+    When the thread has ended, `apply`, `update_load` and `fail_all` may be called once more, on the event loop.
     """
 
     num_consecutive_failures: int
@@ -72,6 +86,10 @@ class StepEngine(Protocol):
 
     def apply(self, message: Any) -> None:  # noqa: ANN401 each engine has messages of its own
         """Takes a message from the event loop."""
+        ...
+
+    def update_load(self) -> None:
+        """Tells the load anew; once for all messages that were applied."""
         ...
 
     def step(self) -> Sequence[Any]:
@@ -177,9 +195,13 @@ class DeviceThread:
             self._apply_messages()
 
     def _apply_messages(self) -> None:
+        if not self._inbox:
+            return
         while self._inbox:
             engine, message = self._inbox.popleft()
             engine.apply(message)
+        for engine in self._engines:
+            engine.update_load()
 
     def _step(self, engine: StepEngine) -> None:
         started_s = self._busy_since_s = self._clock()

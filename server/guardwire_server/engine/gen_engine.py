@@ -114,14 +114,17 @@ class GenEngine:
             self._feed(message.call_id, call, message.prompt_ids[-1])
         else:
             self._remove(message.call_id)
-        self._update_load(None)
+
+    def update_load(self) -> None:
+        """Tells the load anew; once for all messages that were applied."""
+        self.load = self.load.after(self._scheduler)
 
     def step(self) -> Sequence[CallResult]:
         """Drops the calls whose deadline is over, then runs one step for the others."""
         results = self._drop_expired()
         plan = self._scheduler.schedule()
         if not plan.chunks:
-            self._update_load(None)
+            self.update_load()
             return results
         try:
             readings = self._backend.step(plan)
@@ -129,18 +132,18 @@ class GenEngine:
             self.num_consecutive_failures += 1
             error = step_failed(len(plan.chunks))
             results += [self._finish(chunk.seq_id, error) for chunk in plan.chunks]
-            self._update_load(None)
+            self.update_load()
             return results
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
         results += self._advance(plan, readings)
-        self._update_load(plan)
+        self.load = self.load.after(self._scheduler, plan)
         return results
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[CallResult]:
         """Gives up every call."""
         results = [self._finish(call_id, error) for call_id in tuple(self._calls)]
-        self._update_load(None)
+        self.update_load()
         return results
 
     def deliver(self, results: Sequence[CallResult]) -> None:
@@ -203,15 +206,3 @@ class GenEngine:
     def _remove(self, call_id: int) -> None:
         self._calls.pop(call_id, None)
         self._scheduler.remove(call_id)
-
-    def _update_load(self, plan: StepPlan | None) -> None:
-        before, scheduler = self.load, self._scheduler
-        self.load = EngineLoad(
-            num_sequences=scheduler.num_sequences,
-            num_pending_tokens=scheduler.num_pending_tokens,
-            arena_used=scheduler.arena_used,
-            num_steps=before.num_steps + (plan is not None),
-            num_step_sequences=before.num_step_sequences + (len(plan.chunks) if plan else 0),
-            num_step_tokens=before.num_step_tokens + (plan.num_tokens if plan else 0),
-            num_evictions=scheduler.num_evictions,
-        )

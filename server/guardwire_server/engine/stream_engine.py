@@ -79,16 +79,17 @@ class StreamEngine:
         elif isinstance(command, ExtendSequence):
             self._expected.discard(seq_id)
             self._scheduler.extend(seq_id, command.ids, command.reads)
-            return  # the step that follows tells the load, once for all that was extended
         elif isinstance(command, TruncateSequence):
             self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
         else:
             self._remove(seq_id)
-        self._update_load(None)
+
+    def update_load(self) -> None:
+        """Tells the load anew; once for all messages that were applied."""
+        self.load = self.load.after(self._scheduler)
 
     def step(self) -> Sequence[SequenceEvent]:
         """Runs one step. A backend that raises costs the sequences of the step and no others."""
-        self._update_load(None)
         plan = self._scheduler.schedule()
         try:
             readings = self._backend.step(plan)
@@ -98,7 +99,7 @@ class StreamEngine:
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
         self._expected = {chunk.seq_id for chunk in plan.chunks if not self._scheduler.is_waiting(chunk.seq_id)}
-        self._update_load(plan)
+        self.load = self.load.after(self._scheduler, plan)
         return list(_events(plan, readings))
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[SequenceEvent]:
@@ -106,7 +107,7 @@ class StreamEngine:
         events = [(seq_id, SequenceFailed(error)) for seq_id in self._seq_ids]
         for seq_id in tuple(self._seq_ids):
             self._remove(seq_id)
-        self._update_load(None)
+        self.update_load()
         return events
 
     def deliver(self, results: Sequence[SequenceEvent]) -> None:
@@ -118,25 +119,13 @@ class StreamEngine:
         events = [(chunk.seq_id, SequenceFailed(error)) for chunk in plan.chunks]
         for chunk in plan.chunks:
             self._remove(chunk.seq_id)
-        self._update_load(None)
+        self.update_load()
         return events
 
     def _remove(self, seq_id: int) -> None:
         self._seq_ids.discard(seq_id)
         self._expected.discard(seq_id)
         self._scheduler.remove(seq_id)
-
-    def _update_load(self, plan: StepPlan | None) -> None:
-        before, scheduler = self.load, self._scheduler
-        self.load = EngineLoad(
-            num_sequences=scheduler.num_sequences,
-            num_pending_tokens=scheduler.num_pending_tokens,
-            arena_used=scheduler.arena_used,
-            num_steps=before.num_steps + (plan is not None),
-            num_step_sequences=before.num_step_sequences + (len(plan.chunks) if plan else 0),
-            num_step_tokens=before.num_step_tokens + (plan.num_tokens if plan else 0),
-            num_evictions=scheduler.num_evictions,
-        )
 
 
 def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]:

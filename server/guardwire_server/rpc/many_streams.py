@@ -9,7 +9,7 @@ streams of a call share its flow control.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -43,7 +43,7 @@ class ManyStreams:
         self._model = model
         self._limits = limits
         self._streams: dict[int, tuple[StreamSession, StreamWriter]] = {}
-        self._news: dict[int, None] = {}
+        self._news: OrderedDict[int, None] = OrderedDict()  # a plain one finds its first slower the more have left it
         self._refusals: deque[pb.StreamResponse] = deque()
         self._changed = asyncio.Event()
         self._has_input = True
@@ -115,6 +115,8 @@ class ManyStreams:
         return stream_id in self._streams and self._streams[stream_id][0].is_held
 
     def _note(self, stream_id: int) -> None:
+        if stream_id not in self._streams:
+            return  # it has ended and left while its first message was being read
         self._news[stream_id] = None
         self._changed.set()
 
