@@ -22,10 +22,12 @@ from transformers import DynamicCache, Qwen3Model
 
 from guardwire_server.core.kv_arena import Extent, extent_capacity
 from guardwire_server.core.step_plan import Chunk, Read, StepPlan
-from guardwire_server.model.backbone import Backbone
+from guardwire_server.model.backbone import Stepper
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype, choose_kv_dtype
 from guardwire_server.model.checkpoint_weights import load_stream
+from guardwire_server.model.cuda_batch import StepSize
+from guardwire_server.model.loading import build_backbone
 from guardwire_server.model.native_kernels import load_native_kernels
 from tests.bench.ceilings import Ceilings, body_parameters, measure_ceilings
 from tests.bench.progress import say
@@ -54,7 +56,9 @@ def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
         }
         kernels = load_native_kernels() if device.type == "cpu" else None
         kv_dtype = choose_kv_dtype("auto", "auto", dtype, is_converted_in_kernel=kernels is not None)
-        backbone = Backbone(model, many * extent_capacity(max(GROWTH_CONTEXTS) + 1), kernels, kv_dtype)
+        extent_tokens = extent_capacity(max(GROWTH_CONTEXTS) + 1)
+        largest = StepSize(PREFILL_TOKENS, many, extent_tokens)
+        backbone = build_backbone(model, many * extent_tokens, largest, kernels, kv_dtype)
         _fill(backbone, many)
         seconds["prefill"] = _median_s("prefill", partial(backbone.step, _prefill()), settings, device)
         seconds["ours_one"] = _median_s("ours_one", partial(backbone.step, _plan(1, CONTEXT_TOKENS)), settings, device)
@@ -101,7 +105,7 @@ def _ratios(
     }
 
 
-def _fill(backbone: Backbone, num_streams: int) -> None:
+def _fill(backbone: Stepper, num_streams: int) -> None:
     """Writes the slots that will be read: memory that nobody has written costs nothing to read."""
     extent_tokens = extent_capacity(max(GROWTH_CONTEXTS) + 1)
     for number in range(num_streams):

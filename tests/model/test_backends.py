@@ -11,6 +11,7 @@ import torch
 from guardwire_server.core.kv_arena import Extent
 from guardwire_server.core.step_plan import Chunk, Read, StepPlan
 from guardwire_server.core.verdict import Category, RiskLevel, VerdictArrays
+from guardwire_server.model.backbone import Backbone
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_gen, load_stream
 from guardwire_server.model.gen_backend import TorchGenBackend
@@ -70,6 +71,11 @@ def plan_of(*chunks: tuple[int, Sequence[int], Sequence[Read]]) -> StepPlan:
     )
 
 
+def stream_backend(path: Path, num_slots: int, dtype: torch.dtype = torch.float32) -> TorchStreamBackend:
+    guard = load_stream(open_checkpoint(path), CPU, dtype)
+    return TorchStreamBackend(guard, Backbone(guard.model, num_slots))
+
+
 def ids_of(seed: int, num_tokens: int) -> list[int]:
     return random.Random(seed).choices(range(400), k=num_tokens)
 
@@ -77,7 +83,7 @@ def ids_of(seed: int, num_tokens: int) -> list[int]:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_each_head_reads_its_own_rows(stream_path: Path, dtype: torch.dtype) -> None:
     first, second = ids_of(1, 5), ids_of(2, 4)
-    backend = TorchStreamBackend(load_stream(open_checkpoint(stream_path), CPU, dtype), 256)
+    backend = stream_backend(stream_path, 256, dtype)
     readings = backend.step(plan_of((0, first, [N, Q, N, R, R]), (0, second, [R, Q, R, Q])))
     responses, queries = oracle(stream_path, [first, second])
     assert_close(readings.responses, [responses[0][3], responses[0][4], responses[1][0], responses[1][2]], dtype)
@@ -88,7 +94,7 @@ def test_each_head_reads_its_own_rows(stream_path: Path, dtype: torch.dtype) -> 
 def test_verdicts_of_a_stepped_sequence_are_those_of_the_whole(stream_path: Path, dtype: torch.dtype) -> None:
     """Sixteen sequences, a prompt first and then token by token."""
     sequences = [ids_of(seed, 40) for seed in range(16)]
-    backend = TorchStreamBackend(load_stream(open_checkpoint(stream_path), CPU, dtype), 128 * 16)
+    backend = stream_backend(stream_path, 128 * 16, dtype)
     backend.step(plan_of(*((0, ids[:20], [N] * 20) for ids in sequences)))
     responses, _ = oracle(stream_path, sequences)
     for start in range(20, 40):
@@ -97,7 +103,7 @@ def test_verdicts_of_a_stepped_sequence_are_those_of_the_whole(stream_path: Path
 
 
 def test_a_step_may_read_nothing(stream_path: Path) -> None:
-    backend = TorchStreamBackend(load_stream(open_checkpoint(stream_path), CPU, torch.float32), 128)
+    backend = stream_backend(stream_path, 128)
     readings = backend.step(plan_of((0, [1, 2, 3], [N, N, N])))
     assert len(readings.responses) == len(readings.queries) == 0
 
@@ -121,9 +127,8 @@ def assert_close(verdicts: VerdictArrays, expected: Sequence[Sequence[float]], d
 def gen_backend(path: Path, verdict_ids: tuple[int, int, int] = (10, 20, 30)) -> TorchGenBackend:
     weights = load_gen(open_checkpoint(path), CPU, torch.float32)
     return TorchGenBackend(
-        weights.backbone,
+        Backbone(weights.backbone, 256),
         weights.lm_head,
-        256,
         end_ids=frozenset({7}),
         verdict_prefix=[1, 2],
         verdict_ids=verdict_ids,
@@ -158,9 +163,8 @@ def test_between_equal_logits_the_lowest_id_wins(tmp_path: Path) -> None:
     weights = load_gen(open_checkpoint(path), CPU, torch.float32)
     equal_rows = weights.lm_head[:1].expand_as(weights.lm_head)
     backend = TorchGenBackend(
-        weights.backbone,
+        Backbone(weights.backbone, 128),
         equal_rows,
-        128,
         end_ids=frozenset(),
         verdict_prefix=[],
         verdict_ids=(3, 2, 1),

@@ -22,6 +22,7 @@ from guardwire_server.core.kv_arena import KvArena
 from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
 from guardwire_server.core.step_plan import Read
 from guardwire_server.core.verdict import Verdict
+from guardwire_server.model.backbone import Backbone
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.stream_backend import TorchStreamBackend
@@ -54,7 +55,8 @@ class Run:
 
     def __init__(self, num_roots: int, root_tokens: int, limits: SchedulerLimits) -> None:
         self.scheduler = Scheduler(KvArena(num_roots, root_tokens), limits)
-        self._backend = TorchStreamBackend(tiny_guard(), self.scheduler.arena_tokens)
+        guard = tiny_guard()
+        self._backend = TorchStreamBackend(guard, Backbone(guard.model, self.scheduler.arena_tokens))
 
     def step(self) -> list[tuple[int, int, int, Verdict]]:
         """One step: (sequence, position, Read code, verdict) of all that it read."""

@@ -1,10 +1,12 @@
 """Steps of a Qwen3 backbone over an arena, through transformers' own model code.
 
 The model's layers come from transformers, so what they compute is what the reference computes; only attention is ours
-(ragged_attention). This is the place for a faster forward over the same weights.
+(ragged_attention). On a CPU a forward of our own runs instead where it can (native_forward), on a GPU another backbone
+(cuda_backbone).
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +17,20 @@ from guardwire_server.model.native_forward import native_forward
 from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.packed_linear import pack_linears
 from guardwire_server.model.ragged_attention import ATTENTION_NAME, KvTensors, RaggedBatch, build_batch, num_kv_heads
+
+
+class Stepper(Protocol):
+    """A backbone with its arena `kv`. Owner and thread: one backend, on the device thread."""
+
+    kv: KvTensors
+
+    def step(self, plan: StepPlan) -> torch.Tensor:
+        """Runs one step: copies, then one forward over all chunks.
+
+        Returns:
+            Hidden states [T, H] after the final norm, in the order of the chunks' tokens; valid until the next step.
+        """
+        ...
 
 
 class ModelForward:
@@ -40,7 +56,7 @@ class ModelForward:
 
 
 class Backbone:
-    """A backbone with its arena. Owner and thread: one backend, on the device thread."""
+    """Implements Stepper for every device and every shape. Owner and thread: one backend, on the device thread."""
 
     def __init__(
         self,
@@ -68,14 +84,18 @@ class Backbone:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> torch.Tensor:
-        """Runs one step: copies, then one forward over all chunks.
-
-        Returns:
-            Hidden states [T, H] after the final norm, in the order of the chunks' tokens.
-        """
+        """As in Stepper."""
         for move in plan.copies:
             self.kv.copy(move)
         return self._forward(build_batch(plan, self.kv, self._num_groups))
+
+
+def read_rows(hidden: torch.Tensor, plan: StepPlan, read: Read) -> torch.Tensor:
+    """The rows [R, H] of a step's hidden states whose tokens carry that Read code; the host waits for nothing."""
+    rows = rows_to_read(plan, read)
+    if hidden.device.type == "cuda":  # where a copy from memory that is not pinned waits for the device
+        rows = rows.pin_memory().to(hidden.device, non_blocking=True)
+    return hidden[rows]
 
 
 def rows_to_read(plan: StepPlan, read: Read) -> torch.Tensor:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import Qwen3Model
 
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import GenReadings
-from guardwire_server.model.backbone import Backbone, rows_to_read
+from guardwire_server.model.backbone import Stepper, read_rows
 from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.projections import projection
 
@@ -19,31 +18,27 @@ class TorchGenBackend:
 
     def __init__(
         self,
-        model: Qwen3Model,
+        backbone: Stepper,
         lm_head: torch.Tensor,
-        num_slots: int,
         *,
         end_ids: frozenset[int],
         verdict_prefix: Sequence[int],
         verdict_ids: tuple[int, int, int],
         likely_answers: Mapping[bool, Sequence[tuple[int, ...]]],
         kernels: NativeKernels | None = None,
-        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Takes over a loaded model.
 
         Args:
-            model: The backbone, in evaluation mode.
+            backbone: What steps through its backbone.
             lm_head: [vocabulary, H], the embedding itself when they are tied.
-            num_slots: Token slots of the arena.
             end_ids: Tokens that end an answer.
             verdict_prefix: What an answer begins with up to the verdict's word.
             verdict_ids: The tokens that begin the words Safe, Controversial and Unsafe there.
             likely_answers: As in engine.backend.GenBackend.
             kernels: As in Backbone.
-            kv_dtype: Likewise.
         """
-        self._backbone = Backbone(model, num_slots, kernels, kv_dtype)
+        self._backbone = backbone
         self._lm_head = projection(lm_head, kernels)
         self._verdict_ids = torch.tensor(verdict_ids, device=lm_head.device)
         self.end_ids = end_ids
@@ -53,7 +48,7 @@ class TorchGenBackend:
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> GenReadings:
         """Runs one step. The highest logit wins, the lowest id between equals, as in transformers' greedy search."""
-        hidden = self._backbone.step(plan)[rows_to_read(plan, Read.LOGITS)]
+        hidden = read_rows(self._backbone.step(plan), plan, Read.LOGITS)
         logits = self._lm_head(hidden).float()
         verdict = torch.softmax(logits[:, self._verdict_ids], dim=-1)
         return GenReadings(

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from transformers import Qwen3Model
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.kv_arena import KvArena
 from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
 from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.backend import GenBackend, StreamBackend
+from guardwire_server.model.backbone import Backbone, Stepper
 from guardwire_server.model.checkpoint import Checkpoint, CheckpointKind, open_checkpoint
 from guardwire_server.model.checkpoint_template import load_chat_template
 from guardwire_server.model.checkpoint_weights import LoadProgress, load_gen, load_stream
+from guardwire_server.model.cuda_backbone import cuda_backbone
+from guardwire_server.model.cuda_batch import StepSize
 from guardwire_server.model.gen_backend import TorchGenBackend
 from guardwire_server.model.memory import choose_arena
 from guardwire_server.model.native_kernels import NativeKernels
@@ -105,7 +109,7 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
     tokenizer = load_tokenizer(checkpoint)
     guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
-    backend = TorchStreamBackend(guard, scheduler.arena_tokens, options.kernels, options.kv_dtype)
+    backend = TorchStreamBackend(guard, _backbone(guard.model, scheduler, options))
     longest_step_s = _warm_up(scheduler, backend, Read.RESPONSE, options)
     return StreamModel(
         checkpoint=checkpoint,
@@ -129,15 +133,13 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
     weights = load_gen(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
     backend = TorchGenBackend(
-        weights.backbone,
+        _backbone(weights.backbone, scheduler, options),
         weights.lm_head,
-        scheduler.arena_tokens,
         end_ids=frozenset(end_ids),
         verdict_prefix=verdict.prefix_ids,
         verdict_ids=(verdict.safe_id, verdict.controversial_id, verdict.unsafe_id),
         likely_answers=likely_answers(tokenizer, end_ids[0]),
         kernels=options.kernels,
-        kv_dtype=options.kv_dtype,
     )
     return GenModel(
         checkpoint=checkpoint,
@@ -150,6 +152,28 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
         backend=backend,
         renderer=GenRenderer(tokenizer, template),
     )
+
+
+def build_backbone(
+    model: Qwen3Model,
+    num_slots: int,
+    largest: StepSize,
+    kernels: NativeKernels | None = None,
+    kv_dtype: torch.dtype | None = None,
+) -> Stepper:
+    """The fastest way to step through a loaded model that there is on its device; arguments as in Backbone.
+
+    `largest` is the largest step that is to be expected.
+    """
+    on_gpu = model.embed_tokens.weight.device.type == "cuda"
+    fast = cuda_backbone(model, num_slots, largest, kv_dtype) if on_gpu else None
+    return fast or Backbone(model, num_slots, kernels, kv_dtype)
+
+
+def _backbone(model: Qwen3Model, scheduler: Scheduler, options: LoadOptions) -> Stepper:
+    limits = options.step_limits
+    largest = StepSize(limits.max_num_batched_tokens, limits.max_num_seqs, scheduler.max_sequence_tokens)
+    return build_backbone(model, scheduler.arena_tokens, largest, options.kernels, options.kv_dtype)
 
 
 def _scheduler(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Scheduler, int]:

@@ -94,7 +94,7 @@ def build_batch(plan: StepPlan, kv: KvTensors, num_groups: int | None) -> Ragged
         positions.extend(range(chunk.start, chunk.start + num_new))
         first_slot = chunk.extent.start + chunk.start
         slots.extend(range(first_slot, first_slot + num_new))
-        mask = _causal_mask(chunk.start, num_new, num_groups, device) if num_new > 1 and num_groups else None
+        mask = causal_mask(chunk.start, num_new, num_groups, device) if num_new > 1 and num_groups else None
         segments.append(Segment(chunk.extent.start, chunk.start, begin, begin + num_new, mask))
     return RaggedBatch(
         ids=torch.tensor(ids, device=device),
@@ -105,7 +105,7 @@ def build_batch(plan: StepPlan, kv: KvTensors, num_groups: int | None) -> Ragged
     )
 
 
-def _causal_mask(past: int, num_new: int, num_groups: int, device: torch.device) -> torch.Tensor:
+def causal_mask(past: int, num_new: int, num_groups: int, device: torch.device) -> torch.Tensor:
     """Bool [G * n, past + n]: new token i sees the cached ones and the new ones up to itself."""
     mask = torch.ones(num_new, past + num_new, dtype=torch.bool, device=device).tril(past)
     return mask.repeat(num_groups, 1)

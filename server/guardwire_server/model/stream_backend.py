@@ -8,35 +8,25 @@ import torch
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import RiskLevel, VerdictArrays
 from guardwire_server.engine.backend import StreamReadings
-from guardwire_server.model.backbone import Backbone, rows_to_read
-from guardwire_server.model.native_kernels import NativeKernels
+from guardwire_server.model.backbone import Stepper, read_rows
 from guardwire_server.model.stream_guard import StreamGuard
 
 
 class TorchStreamBackend:
     """Implements engine.backend.StreamBackend. Owner and thread: the device thread."""
 
-    def __init__(
-        self,
-        guard: StreamGuard,
-        num_slots: int,
-        kernels: NativeKernels | None = None,
-        kv_dtype: torch.dtype | None = None,
-    ) -> None:
-        """Takes over a loaded model; the rest as in Backbone."""
+    def __init__(self, guard: StreamGuard, backbone: Stepper) -> None:
+        """Takes over a loaded model and what steps through its backbone."""
         self._guard = guard
-        self._backbone = Backbone(guard.model, num_slots, kernels, kv_dtype)
+        self._backbone = backbone
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StreamReadings:
         """Runs one step; the only waits for the device are the reads of the verdicts at its end."""
         hidden = self._backbone.step(plan)
-        responses = hidden[rows_to_read(plan, Read.RESPONSE)]
-        queries = hidden[rows_to_read(plan, Read.QUERY)]
-        return StreamReadings(
-            responses=pack_verdicts(*self._guard.response_probabilities(responses)),
-            queries=pack_verdicts(*self._guard.query_probabilities(queries)),
-        )
+        responses = self._guard.response_probabilities(read_rows(hidden, plan, Read.RESPONSE))
+        queries = self._guard.query_probabilities(read_rows(hidden, plan, Read.QUERY))
+        return StreamReadings(responses=pack_verdicts(*responses), queries=pack_verdicts(*queries))
 
 
 def pack_verdicts(risk: torch.Tensor, category: torch.Tensor) -> VerdictArrays:
