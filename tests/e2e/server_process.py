@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PROGRAM = Path(sys.executable).with_name("guardwire-server")
 WAIT_S = 60.0
 """How long a process may take to start or to end: importing torch alone takes seconds on a busy machine."""
 
 _POLL_S = 0.02
+_MEMORY_MAP = "smaps_rollup"
+
+needs_memory_map = pytest.mark.skipif(
+    not Path("/proc/self", _MEMORY_MAP).exists(), reason=f"this system has no /proc/PID/{_MEMORY_MAP}"
+)
+"""Marks tests that read `own_bytes`."""
 
 
 class ServerProcess:
@@ -52,6 +60,13 @@ class ServerProcess:
                 assert self._process.poll() is None, self.errors
                 await asyncio.sleep(_POLL_S)
         return self.ready_file.read_text().removesuffix("\n")
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that it holds for itself: files that are mapped come and go as the kernel likes."""
+        lines = Path(f"/proc/{self._process.pid}", _MEMORY_MAP).read_text().splitlines()[1:]
+        sizes = {name: int(size) * 1024 for name, size, _ in (line.replace(":", "").split() for line in lines)}
+        return sizes["Anonymous"] + sizes["Swap"]
 
     def wait(self) -> int:
         """Waits until it has ended; returns its exit status."""

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,7 +12,7 @@ import pytest
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
 from tests.e2e.conftest import StartProcess
-from tests.e2e.server_process import WAIT_S, ServerProcess
+from tests.e2e.server_process import WAIT_S, needs_memory_map
 from tests.rpc.messages import answer_ids, finish, opening, tokens, user
 from tests.rpc.stream_call import Call
 
@@ -27,14 +26,13 @@ NUM_AT_ONCE = 16
 
 NUM_TOKENS = 5
 MAX_GROWTH_BYTES = 20_000_000
-MEMORY_MAP = "smaps_rollup"
 SETTLE_S = 1.0
 
 if TYPE_CHECKING:
     Stub = pb_grpc.ModerationServiceAsyncStub
 
 
-@pytest.mark.skipif(not (Path("/proc/self") / MEMORY_MAP).exists(), reason=f"this system has no /proc/PID/{MEMORY_MAP}")
+@needs_memory_map
 @pytest.mark.timeout(300)
 async def test_ten_thousand_streams(start_process: StartProcess) -> None:
     server = start_process(gen_model="none")
@@ -50,10 +48,10 @@ async def test_ten_thousand_streams(start_process: StartProcess) -> None:
         numbers = itertools.count()
         await come_and_go(stubs, itertools.islice(numbers, NUM_WARM_UP_STREAMS))
         await all_gone(stubs[0])
-        before = own_bytes(server)
+        before = server.own_bytes
         await come_and_go(stubs, itertools.islice(numbers, NUM_STREAMS))
         await all_gone(stubs[0])
-        growth = own_bytes(server) - before
+        growth = server.own_bytes - before
     assert growth <= MAX_GROWTH_BYTES, f"{growth / NUM_STREAMS:.0f} bytes a stream"
     assert "Traceback" not in server.errors
 
@@ -112,10 +110,3 @@ async def all_gone(stub: "Stub") -> None:
             load = (await stub.GetServerInfo(pb.GetServerInfoRequest())).load
             if (load.num_sessions, load.num_pending_tokens, load.kv_arena_used) == (0, 0, 0):
                 return
-
-
-def own_bytes(server: ServerProcess) -> int:
-    """Memory that the server holds for itself: files that are mapped come and go as the kernel likes."""
-    lines = Path(f"/proc/{server._process.pid}", MEMORY_MAP).read_text().splitlines()[1:]
-    sizes = {name: int(size) * 1024 for name, size, _ in (line.replace(":", "").split() for line in lines)}
-    return sizes["Anonymous"] + sizes["Swap"]

@@ -71,12 +71,13 @@ class Vocabulary:
 class Branch:
     """What a stream holds at its end, or just before a rollback.
 
-    `ids` is everything the model sees. Of the pushed tokens, in their order: `positions` in `ids`, `turns` they belong
-    to, `scaffold` marks, `text_ends` in bytes (empty for token streams). `queries` are the positions in `ids` at which
-    the prompts are judged. `num_kept` tokens are left of the branch before.
+    `contexts` are everything the model sees: the conversation, and before it the conversation as it was each time that
+    the answer slid. Positions count through all of them. Of the pushed tokens, in their order: the `positions` at which
+    they are judged, `turns` they belong to, `scaffold` marks, `text_ends` in bytes (empty for token streams). `queries`
+    are the positions at which the prompts are judged. `num_kept` tokens are left of the branch before.
     """
 
-    ids: tuple[int, ...]
+    contexts: tuple[tuple[int, ...], ...]
     positions: tuple[int, ...]
     turns: tuple[int, ...]
     scaffold: tuple[bool, ...]
@@ -87,17 +88,25 @@ class Branch:
 
 @dataclass
 class Script:
-    """Follows a stream message by message and remembers its branches."""
+    """Follows a stream message by message and remembers its branches.
+
+    `max_ids`: how many the context holds; an answer that outgrows it slides. None: no answer does. `ids` is the present
+    context, `left` are those before it; the window is what is left in it of the present answer.
+    """
 
     vocabulary: Vocabulary
     thinking: bool
+    max_ids: int | None = None
     ids: list[int] = field(default_factory=list)
+    left: list[tuple[int, ...]] = field(default_factory=list)
+    pushed: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     text_ends: list[int] = field(default_factory=list)
     queries: list[int] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
     first_index: int = 0
+    window_index: int = 0
     num_kept: int = 0
 
     @property
@@ -112,9 +121,13 @@ class Script:
 
     def push(self, ids: Sequence[int]) -> None:
         """Appends answer tokens."""
-        self.positions += range(len(self.ids), len(self.ids) + len(ids))
-        self.turns += [len(self.queries) - 1] * len(ids)
-        self.ids += ids
+        for token_id in ids:
+            if len(self.ids) == self.max_ids:
+                self._slide()
+            self.positions.append(self._num_left + len(self.ids))
+            self.turns.append(len(self.queries) - 1)
+            self.ids.append(token_id)
+            self.pushed.append(token_id)
 
     def push_text(self, text: str) -> None:
         """Appends a text that is settled at its end. It must be in normal form, which keeps offsets simple."""
@@ -129,28 +142,40 @@ class Script:
     def roll_back(self, num_kept: int) -> None:
         """Forgets the present answer's tokens from that index on."""
         self.branches.append(self._branch())
-        del self.ids[self.positions[num_kept] if num_kept < self.num_tokens else len(self.ids) :]
-        for values in (self.positions, self.turns, self.text_ends):
+        del self.ids[len(self.ids) - (self.num_tokens - num_kept) :]
+        for values in (self.positions, self.turns, self.text_ends, self.pushed):
             del values[num_kept:]
         self.num_kept = num_kept
 
     def user_turn(self, content: str | Sequence[int]) -> None:
         """Closes the answer, adds the user's message and opens the next answer."""
         words = self.vocabulary
-        self.ids += words.closing([self.ids[position] for position in self.positions[self.first_index :]])
+        self.ids += words.closing(self.pushed[self.first_index :])
         run = words.encode(f"user\n{content}") if isinstance(content, str) else [*words.encode("user\n"), *content]
         self.ids += [words.im_start, *run]
-        self.queries.append(len(self.ids))
+        self.queries.append(self._num_left + len(self.ids))
         self.ids += [words.im_end, *words.encode("\n"), *words.answer_header(self.thinking)]
-        self.first_index = self.num_tokens
+        self.first_index = self.window_index = self.num_tokens
 
     def finish(self) -> tuple[Branch, ...]:
         """All branches, the last one at the end of the stream."""
         return (*self.branches, self._branch())
 
+    @property
+    def _num_left(self) -> int:
+        return sum(map(len, self.left))
+
+    def _slide(self) -> None:
+        """The older half of the window leaves the context."""
+        self.left.append(tuple(self.ids))
+        num_leaving = (self.num_tokens - self.window_index) // 2
+        start = len(self.ids) - (self.num_tokens - self.window_index)
+        del self.ids[start : start + num_leaving]
+        self.window_index += num_leaving
+
     def _branch(self) -> Branch:
         return Branch(
-            ids=tuple(self.ids),
+            contexts=(*self.left, tuple(self.ids)),
             positions=tuple(self.positions),
             turns=tuple(self.turns),
             scaffold=tuple(map(self._is_scaffold, range(self.num_tokens))),
@@ -163,8 +188,6 @@ class Script:
         """The template's control tokens, and a newline right behind one of them in the same answer."""
         words = self.vocabulary
         control = (words.im_start, words.im_end, words.think, words.think_end)
-        token_id = self.ids[self.positions[index]]
+        token_id = self.pushed[index]
         same_answer = index > 0 and self.turns[index - 1] == self.turns[index]
-        return token_id in control or (
-            same_answer and token_id in words.newlines and self.ids[self.positions[index - 1]] in control
-        )
+        return token_id in control or (same_answer and token_id in words.newlines and self.pushed[index - 1] in control)

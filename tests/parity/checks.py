@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from guardwire.v1 import moderation_pb2 as pb
 from tests.parity.oracle import BranchReadings, Floats, Readings
+from tests.parity.precision import FLOAT32, Precision
 from tests.parity.schedules import SessionPlan
 
 Integers = npt.NDArray[np.int64]
 
-TOLERANCE = 1e-4
 SAFE, CONTROVERSIAL, UNSAFE = pb.RISK_LEVEL_SAFE, pb.RISK_LEVEL_CONTROVERSIAL, pb.RISK_LEVEL_UNSAFE
 ALLOW, FLAG, BLOCK = pb.ACTION_ALLOW, pb.ACTION_FLAG, pb.ACTION_BLOCK
 
@@ -39,8 +39,14 @@ ExpectedDecision = tuple[int, int, int, int, int, Label]
 class SessionCheck:
     """Follows one stream from `opened` to `summary`. `counts` is what was compared, over all sessions."""
 
-    def __init__(self, plan: SessionPlan, readings: Sequence[BranchReadings], counts: Counter[str]) -> None:
-        self._plan, self._readings, self._counts = plan, readings, counts
+    def __init__(
+        self,
+        plan: SessionPlan,
+        readings: Sequence[BranchReadings],
+        counts: Counter[str],
+        precision: Precision = FLOAT32,
+    ) -> None:
+        self._plan, self._readings, self._counts, self._precision = plan, readings, counts, precision
         self._branch_index = 0
         self._labels: list[Label] = []  # of the judged tokens that no rollback took back
         self._runs: list[tuple[int, int, Label]] = []  # turn, second token and label of each run that counts
@@ -159,15 +165,15 @@ class SessionCheck:
 
     def _compare(self, oracle: Readings, told: "_Told") -> list[Label]:
         """Compares some verdicts with the oracle's readings at the same positions; returns their labels."""
-        every = np.arange(len(told.levels))
-        assert _differ_by(told.probabilities, oracle.risk) <= TOLERANCE, "probabilities differ"
-        may_be_level, may_be_category = oracle.may_be_level(), oracle.may_be_category()
+        every, tolerance, tie = np.arange(len(told.levels)), self._precision.tolerance, self._precision.tie
+        assert _differ_by(told.probabilities, oracle.risk) <= tolerance, "probabilities differ"
+        may_be_level, may_be_category = oracle.may_be_level(tie), oracle.may_be_category(tie)
         assert may_be_level[every, told.levels - 1].all(), "a risk level differs"
         is_safe = told.levels == SAFE
         assert ((told.categories == 0) == is_safe).all(), "a category comes without a risk, or a risk without one"
         assert (may_be_category[every, told.categories - 1] | is_safe).all(), "a category differs"
         highest = np.where(is_safe, 0, oracle.category.max(axis=1))
-        assert _differ_by(told.category_probabilities, highest) <= TOLERANCE, "category probabilities differ"
+        assert _differ_by(told.category_probabilities, highest) <= tolerance, "category probabilities differ"
         ties = (may_be_level.sum(axis=1) > 1) | ((may_be_category.sum(axis=1) > 1) & ~is_safe)
         self._counts["ties"] += int(ties.sum())
         return list(zip(told.levels.tolist(), told.categories.tolist(), strict=True))

@@ -6,6 +6,7 @@ written out.
 Source of the heads: Qwen3Guard technical report (arXiv 2510.14276), section 4.2, and the published state-dict keys.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3Model
 
 from tests.parity.chatml import Branch
+from tests.parity.precision import FLOAT32
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -38,9 +40,6 @@ WIRE_CATEGORIES = {
 }
 """The config's label strings as numbers of the wire (protos/guardwire/v1/moderation.proto)."""
 
-TIE = 1e-5
-"""Two labels whose probabilities are closer than this are a true tie: float32 sums in another order tell no more."""
-
 _BATCH_SIZE = 64
 
 
@@ -55,13 +54,13 @@ class Readings:
         """The readings at some of the positions."""
         return Readings(self.risk[rows], self.category[rows])
 
-    def may_be_level(self) -> Bools:
+    def may_be_level(self, tie: float = FLOAT32.tie) -> Bools:
         """[N, 3]: the levels that are the most probable one, ties included."""
-        return np.asarray(self.risk >= self.risk.max(axis=1, keepdims=True) - TIE)
+        return np.asarray(self.risk >= self.risk.max(axis=1, keepdims=True) - tie)
 
-    def may_be_category(self) -> Bools:
+    def may_be_category(self, tie: float = FLOAT32.tie) -> Bools:
         """[N, 9]: likewise the categories."""
-        return np.asarray(self.category >= self.category.max(axis=1, keepdims=True) - TIE)
+        return np.asarray(self.category >= self.category.max(axis=1, keepdims=True) - tie)
 
 
 @dataclass(frozen=True)
@@ -88,20 +87,26 @@ class StreamOracle:
 
     @torch.inference_mode()
     def judge(self, branches: Sequence[Branch]) -> list[BranchReadings]:
-        """Judges every branch; rows padded at their right end, where a causal model does not look."""
-        judged: dict[int, BranchReadings] = {}
-        by_length = sorted(range(len(branches)), key=lambda i: len(branches[i].ids))
+        """Judges every branch."""
+        hidden = iter(self._forward([ids for branch in branches for ids in branch.contexts]))
+        judged = []
+        for branch in branches:
+            states = torch.cat(list(itertools.islice(hidden, len(branch.contexts))))
+            answer = self._read(states[list(branch.positions)], "")
+            judged.append(BranchReadings(answer, prompts=self._read(states[list(branch.queries)], "query_")))
+        return judged
+
+    def _forward(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Hidden states of every context; rows padded at their right end, where a causal model does not look."""
+        hidden: dict[int, torch.Tensor] = {}
+        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         for start in range(0, len(by_length), _BATCH_SIZE):
             rows = by_length[start : start + _BATCH_SIZE]
-            longest = max(len(branches[row].ids) for row in rows)
-            ids = torch.tensor([[*branches[row].ids, *[0] * (longest - len(branches[row].ids))] for row in rows])
-            hidden = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
-            for row, states in zip(rows, hidden, strict=True):
-                judged[row] = BranchReadings(
-                    answer=self._read(states[list(branches[row].positions)], ""),
-                    prompts=self._read(states[list(branches[row].queries)], "query_"),
-                )
-        return [judged[row] for row in range(len(branches))]
+            longest = max(len(contexts[row]) for row in rows)
+            ids = torch.tensor([[*contexts[row], *[0] * (longest - len(contexts[row]))] for row in rows])
+            states = self._backbone(input_ids=ids, use_cache=False).last_hidden_state
+            hidden.update((row, one[: len(contexts[row])]) for row, one in zip(rows, states, strict=True))
+        return [hidden[row] for row in range(len(contexts))]
 
     def _read(self, hidden: torch.Tensor, prefix: str) -> Readings:
         weights = self._weights

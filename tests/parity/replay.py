@@ -1,7 +1,9 @@
-"""Plays schedules to a server over gRPC, all sessions of one at the same time."""
+"""Plays schedules to a server over gRPC, all sessions of one at the same time: on calls of their own, or on one."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -12,23 +14,43 @@ from tests.parity.schedules import Progress, SessionPlan
 TIMEOUT_S = 60.0
 """A session takes a fraction of a second."""
 
+if TYPE_CHECKING:
+    Stub = moderation_pb2_grpc.ModerationServiceAsyncStub
 
-async def play_schedule(
-    stub: "moderation_pb2_grpc.ModerationServiceAsyncStub", plans: list[SessionPlan]
-) -> list[list[pb.ModerateStreamResponse]]:
+Send = Callable[[pb.ModerateStreamRequest], Awaitable[None]]
+
+
+async def play_schedule(stub: "Stub", plans: list[SessionPlan]) -> list[list[pb.ModerateStreamResponse]]:
     """Each session's responses, in their order."""
+    inboxes = [_Inbox() for _ in plans]
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_play_in_time(stub, plan)) for plan in plans]
-    return [task.result() for task in tasks]
+        for plan, inbox in zip(plans, inboxes, strict=True):
+            group.create_task(_in_time(plan, _play_on_own_call(stub, plan, inbox)))
+    return [inbox.responses for inbox in inboxes]
 
 
-async def _play_in_time(
-    stub: "moderation_pb2_grpc.ModerationServiceAsyncStub", plan: SessionPlan
-) -> list[pb.ModerateStreamResponse]:
+async def play_schedule_on_one_call(stub: "Stub", plans: list[SessionPlan]) -> list[list[pb.ModerateStreamResponse]]:
+    """As `play_schedule`, by ModerateStreams."""
+    shared = _SharedCall(stub, len(plans))
+    reader = asyncio.create_task(shared.read())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number, plan in enumerate(plans):
+                group.create_task(_in_time(plan, _play(plan, shared.inboxes[number], shared.sender(number))))
+        await shared.call.done_writing()
+        await reader
+        assert await shared.call.code() == grpc.StatusCode.OK, await shared.call.details()
+    finally:
+        reader.cancel()
+        shared.call.cancel()
+    return [inbox.responses for inbox in shared.inboxes]
+
+
+async def _in_time(plan: SessionPlan, playing: Awaitable[None]) -> None:
     """A stream that hangs is named, not only noticed."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            return await _play_session(stub, plan)
+            await playing
     except TimeoutError:
         raise AssertionError(f"{plan.name}: not over after {TIMEOUT_S:g} s") from None
 
@@ -56,32 +78,37 @@ class _Inbox:
                 self.progress = Progress(before.num_rollbacks + 1, num_tokens, before.num_prompts)
         self.changed.set()
 
+    def end(self) -> None:
+        self.is_over = True
+        self.changed.set()
+
     async def wait_for(self, progress: Progress) -> None:
         while self.progress != progress and not self.is_over:
             self.changed.clear()
             await self.changed.wait()
 
 
-async def _play_session(
-    stub: "moderation_pb2_grpc.ModerationServiceAsyncStub", plan: SessionPlan
-) -> list[pb.ModerateStreamResponse]:
+async def _play(plan: SessionPlan, inbox: _Inbox, send: Send) -> None:
+    """Sends all that a session sends, each message when the ones before are answered as far as the plan says."""
+    for step in plan.steps:
+        await send(step.request)
+        if step.awaits:
+            await inbox.wait_for(step.awaits)
+
+
+async def _play_on_own_call(stub: "Stub", plan: SessionPlan, inbox: _Inbox) -> None:
     call = stub.ModerateStream()
-    inbox = _Inbox()
 
     async def read() -> None:
         try:
             async for response in call:
                 inbox.take(response)
         finally:
-            inbox.is_over = True
-            inbox.changed.set()
+            inbox.end()
 
     reader = asyncio.create_task(read())
     try:
-        for step in plan.steps:
-            await call.write(step.request)
-            if step.awaits:
-                await inbox.wait_for(step.awaits)
+        await _play(plan, inbox, call.write)
         await call.done_writing()
         await reader
         assert await call.code() == grpc.StatusCode.OK, f"{plan.name}: {await call.details()}"
@@ -90,4 +117,36 @@ async def _play_session(
     finally:
         reader.cancel()
         call.cancel()
-    return inbox.responses
+
+
+class _SharedCall:
+    """A ModerateStreams call; `inboxes` hold what its streams were told, by their ids."""
+
+    def __init__(self, stub: "Stub", num_streams: int) -> None:
+        self.call = stub.ModerateStreams()
+        self.inboxes = [_Inbox() for _ in range(num_streams)]
+        self._gathered: list[pb.StreamRequest] = []
+        self._writing = asyncio.Lock()
+
+    def sender(self, stream_id: int) -> Send:
+        """What sends for one stream: while a message is being written, the next one gathers."""
+
+        async def send(request: pb.ModerateStreamRequest) -> None:
+            self._gathered.append(pb.StreamRequest(stream_id=stream_id, request=request))
+            async with self._writing:
+                requests, self._gathered = self._gathered, []
+                if requests:
+                    await self.call.write(pb.ModerateStreamsRequest(requests=requests))
+
+        return send
+
+    async def read(self) -> None:
+        """Deals out what comes."""
+        try:
+            async for message in self.call:
+                for item in message.responses:
+                    assert not item.HasField("error"), f"stream {item.stream_id}: {item.error}"
+                    self.inboxes[item.stream_id].take(item.response)
+        finally:
+            for inbox in self.inboxes:
+                inbox.end()

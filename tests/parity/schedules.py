@@ -9,7 +9,10 @@ from tests.parity.chatml import Branch, Script, Vocabulary
 
 NUM_SESSIONS = 16
 MAX_TOKENS = 440
-"""A session's conversation stays below this, template included."""
+"""A session's conversation stays below this, template included, unless it slides."""
+
+MAX_TURN_TOKENS = 80
+"""A user's turn is shorter."""
 
 VOCABULARY_SIZE = 151_936
 POLICIES = ("default", "strict", "observe")
@@ -61,15 +64,15 @@ class SessionPlan:
     branches: tuple[Branch, ...]
 
 
-def random_schedule(seed: int, vocabulary: Vocabulary) -> list[SessionPlan]:
-    """The sessions of one schedule."""
-    return [_Caller(seed, index, vocabulary).plan() for index in range(NUM_SESSIONS)]
+def random_schedule(seed: int, vocabulary: Vocabulary, slides_at: int | None = None) -> list[SessionPlan]:
+    """The sessions of one schedule; `slides_at`: the tokens of a context out of which answers slide."""
+    return [_Caller(seed, index, vocabulary, slides_at).plan() for index in range(NUM_SESSIONS)]
 
 
 class _Caller:
     """Makes up one session."""
 
-    def __init__(self, seed: int, index: int, vocabulary: Vocabulary) -> None:
+    def __init__(self, seed: int, index: int, vocabulary: Vocabulary, slides_at: int | None) -> None:
         self._random = random.Random(f"{seed}/{index}")  # a string seed is hashed the same way in every process
         self._name = f"seed {seed}, session {index}"
         self._vocabulary = vocabulary
@@ -77,7 +80,7 @@ class _Caller:
         self._waits = self._random.choice((0.2, 0.6, 1.0))
         self._steps: list[Step] = []
         self._num_rollbacks = 0
-        self._script = Script(vocabulary, thinking=self._random.random() < 0.4)
+        self._script = Script(vocabulary, thinking=self._random.random() < 0.4, max_ids=slides_at)
 
     def plan(self) -> SessionPlan:
         policy = self._random.choice(POLICIES)
@@ -109,6 +112,8 @@ class _Caller:
             policy="" if policy == "default" else policy,
             observe_only=choose.random() < 0.1,
         )
+        if script.max_ids:
+            stream_open.context_overflow = pb.CONTEXT_OVERFLOW_SLIDE
         if choose.random() < 0.25:
             ids = self._vocabulary.conversation(messages[:-1], thinking=True)
             ids = ids[: -len(self._vocabulary.answer_header(thinking=True))]
@@ -125,11 +130,13 @@ class _Caller:
         self._send(pb.ModerateStreamRequest(open=stream_open))
 
     def _push(self) -> None:
-        num_tokens = min(self._chunk_size(), MAX_TOKENS - len(self._script.ids))
+        num_tokens = self._chunk_size()
+        if not self._script.max_ids:
+            num_tokens = min(num_tokens, MAX_TOKENS - len(self._script.ids))
         if num_tokens <= 0:
             return
         if self._takes_text:
-            self._push_text(self._text(num_tokens))
+            self._push_text(" ".join(self._text(num_tokens) for _ in range(1 + num_tokens // 64)))
             return
         ids = self._answer_ids(num_tokens)
         message = pb.PushTokens(token_ids=ids)
@@ -150,13 +157,14 @@ class _Caller:
     def _roll_back(self) -> None:
         script = self._script
         lowest = script.first_index if self._random.random() < 0.3 else max(script.first_index, script.num_tokens - 12)
+        lowest = max(lowest, script.window_index)
         num_kept = self._random.randint(lowest, script.num_tokens)
         script.roll_back(num_kept)
         self._num_rollbacks += 1
         self._send(pb.ModerateStreamRequest(rollback=pb.Rollback(num_tokens_kept=num_kept)))
 
     def _user_turn(self) -> None:
-        if len(self._script.ids) > MAX_TOKENS - 80:
+        if len(self._script.ids) > MAX_TOKENS - MAX_TURN_TOKENS:
             return
         if self._random.random() < 0.5:
             content = self._text(30)
@@ -175,7 +183,9 @@ class _Caller:
         self._steps.append(Step(request, progress if waits else None))
 
     def _chunk_size(self) -> int:
-        """1 to 64 tokens."""
+        """1 to 64 tokens; up to 300 of an answer that is to slide."""
+        if self._script.max_ids and self._random.random() < 0.5:
+            return self._random.randint(100, 300)
         return self._random.choice((1, 1, self._random.randint(2, 8), self._random.randint(1, 64)))
 
     def _text(self, max_tokens: int) -> str:

@@ -2,21 +2,24 @@
 
 A state machine extends, truncates and closes sessions and runs steps in any order, in an arena so small that sessions
 push each other out, with a token budget so small that most extensions are cut into chunks. What it reads is compared
-with a solo run: the same ids in one piece, in an arena of their own.
+with a solo run: the same ids in one piece, in an arena of their own. On every ComputePath; and by the kernels also with
+weights that need float32, which are taken layer by layer.
 """
 
 from array import array
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from guardwire_server.core.kv_arena import KvArena
 from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
@@ -28,13 +31,13 @@ from guardwire_server.model.checkpoint_weights import load_stream
 from guardwire_server.model.stream_backend import TorchStreamBackend
 from guardwire_server.model.stream_guard import StreamGuard
 from tests.model.checkpoints import write_stream_checkpoint
+from tests.parity.compute_paths import COMPUTE_PATHS, ComputePath
+from tests.parity.precision import Precision
 
 ARENA_TOKENS = 256
 MAX_SEQUENCE_TOKENS = 256
 MAX_SESSIONS = 6
 NUM_TOKEN_IDS = 400
-TOLERANCE = 1e-4
-TIE = 1e-5
 
 LIMITS = SchedulerLimits(max_num_batched_tokens=24, max_num_seqs=4, short_extend_tokens=6)
 
@@ -42,21 +45,46 @@ READS = st.sampled_from((Read.NOTHING, Read.RESPONSE, Read.RESPONSE, Read.RESPON
 TOKENS = st.lists(st.tuples(st.integers(0, NUM_TOKEN_IDS - 1), READS), min_size=1, max_size=70)
 
 
+@dataclass(frozen=True)
+class Computation:
+    """A path, and what the weights are stored as."""
+
+    path: ComputePath
+    stored_dtype: torch.dtype = torch.bfloat16
+
+    def __str__(self) -> str:
+        return f"{self.path}-of-{self.stored_dtype}"
+
+    def backend(self, num_slots: int) -> TorchStreamBackend:
+        """A backend of its own, whose arena nobody has written yet: who reads such a slot is found out."""
+        guard = deepcopy(tiny_guard(self.stored_dtype))  # a backend takes its model over
+        backbone = Backbone(guard.model, num_slots, self.path.kernels(), self.path.kv_dtype)
+        backend = TorchStreamBackend(guard, backbone)
+        assert self.path.is_taken_by(backend)
+        backbone.kv.keys.fill_(torch.nan)
+        backbone.kv.values.fill_(torch.nan)
+        return backend
+
+
+COMPUTATIONS = (*map(Computation, COMPUTE_PATHS), Computation(COMPUTE_PATHS[0], torch.float32))
+
+
 @cache
-def tiny_guard() -> StreamGuard:
-    """A model of two layers, shared by all runs: it holds no state."""
+def tiny_guard(stored_dtype: torch.dtype) -> StreamGuard:
+    """A model of two layers."""
     with TemporaryDirectory() as directory:
-        checkpoint = open_checkpoint(str(write_stream_checkpoint(Path(directory) / "tiny", hidden=32, guard_inner=16)))
-        return load_stream(checkpoint, torch.device("cpu"), torch.float32)
+        path = write_stream_checkpoint(
+            Path(directory) / "tiny", hidden=32, head_dim=32, guard_inner=16, dtype=stored_dtype
+        )
+        return load_stream(open_checkpoint(str(path)), torch.device("cpu"), torch.float32)
 
 
 class Run:
     """A scheduler with a backend; deals readings out by sequence and position."""
 
-    def __init__(self, num_roots: int, root_tokens: int, limits: SchedulerLimits) -> None:
+    def __init__(self, computation: Computation, num_roots: int, root_tokens: int, limits: SchedulerLimits) -> None:
         self.scheduler = Scheduler(KvArena(num_roots, root_tokens), limits)
-        guard = tiny_guard()
-        self._backend = TorchStreamBackend(guard, Backbone(guard.model, self.scheduler.arena_tokens))
+        self._backend = computation.backend(self.scheduler.arena_tokens)
 
     def step(self) -> list[tuple[int, int, int, Verdict]]:
         """One step: (sequence, position, Read code, verdict) of all that it read."""
@@ -77,9 +105,9 @@ class Run:
         return dealt
 
 
-def solo_verdicts(tokens: Sequence[tuple[int, Read]]) -> dict[int, Verdict]:
+def solo_verdicts(computation: Computation, tokens: Sequence[tuple[int, Read]]) -> dict[int, Verdict]:
     """By position, what a session gives that is alone, whole from the beginning."""
-    run = Run(1, MAX_SEQUENCE_TOKENS, SchedulerLimits(max_num_batched_tokens=MAX_SEQUENCE_TOKENS))
+    run = Run(computation, 1, MAX_SEQUENCE_TOKENS, SchedulerLimits(max_num_batched_tokens=MAX_SEQUENCE_TOKENS))
     run.scheduler.add(0)
     ids, reads = zip(*tokens, strict=True)
     run.scheduler.extend(0, array("i", ids), bytes(reads))
@@ -101,9 +129,10 @@ class SessionHistory:
 
 
 class InterleavingMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    def __init__(self, computation: Computation) -> None:
         super().__init__()
-        self.run_ = Run(1, ARENA_TOKENS, LIMITS)
+        self.computation = computation
+        self.run_ = Run(computation, 1, ARENA_TOKENS, LIMITS)
         self.sessions: dict[int, SessionHistory] = {}
         self.closed: list[SessionHistory] = []
         self.num_opened = 0
@@ -169,7 +198,7 @@ class InterleavingMachine(RuleBasedStateMachine):
         for session in (*self.sessions.values(), *self.closed):
             session.end_branch()
             for tokens, verdicts in session.branches:
-                compare(verdicts, solo_verdicts(tokens))
+                compare(verdicts, solo_verdicts(self.computation, tokens), self.computation.path.solo_precision)
 
     def draw_session(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.sessions)), label="session")
@@ -189,18 +218,18 @@ class InterleavingMachine(RuleBasedStateMachine):
             session.verdicts[position] = verdict
 
 
-def compare(verdicts: dict[int, Verdict], solo: dict[int, Verdict]) -> None:
-    """Labels equal, true ties aside; probabilities within the tolerance."""
+def compare(verdicts: dict[int, Verdict], solo: dict[int, Verdict], precision: Precision) -> None:
+    """Labels equal, ties aside; probabilities within the tolerance."""
     for position, verdict in verdicts.items():
         alone = solo[position]
         told, expected = _row(verdict), _row(alone)
-        assert np.abs(told - expected).max() <= TOLERANCE
+        assert np.abs(told - expected).max() <= precision.tolerance
         highest = np.sort(expected)[::-1]
-        if highest[0] - highest[1] > TIE:
+        if highest[0] - highest[1] > precision.tie:
             assert verdict.risk_level is alone.risk_level
         if verdict.category is not alone.category:  # categories that are no tie differ in probability too
             assert verdict.risk_level is not alone.risk_level or (
-                abs(verdict.category_probability - alone.category_probability) <= TIE
+                abs(verdict.category_probability - alone.category_probability) <= precision.tie
             )
 
 
@@ -209,19 +238,27 @@ def _row(verdict: Verdict) -> "np.typing.NDArray[np.float64]":
     return np.array((probabilities.safe, probabilities.controversial, probabilities.unsafe))
 
 
-InterleavingMachine.TestCase.settings = settings(
-    max_examples=60,
+SETTINGS = settings(
+    max_examples=25,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),  # to make a failing example smaller takes minutes: add Phase.shrink
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-TestInterleaving = InterleavingMachine.TestCase
+
+
+@pytest.mark.parametrize("computation", COMPUTATIONS, ids=str)
+def test_any_interleaving(computation: Computation) -> None:
+    class Machine(InterleavingMachine):
+        def __init__(self) -> None:
+            super().__init__(computation)
+
+    run_state_machine_as_test(Machine, settings=SETTINGS)
 
 
 def test_the_arena_is_small_enough_to_evict() -> None:
-    run = Run(1, ARENA_TOKENS, LIMITS)
+    run = Run(COMPUTATIONS[-1], 1, ARENA_TOKENS, LIMITS)
     for seq_id in range(MAX_SESSIONS):
         run.scheduler.add(seq_id)
         run.scheduler.extend(seq_id, array("i", range(70)), bytes((Read.RESPONSE,)) * 70)

@@ -1,13 +1,18 @@
 """A served stream says, token by token, what one plain forward pass over the whole conversation says.
 
-200 random schedules of 16 sessions at a time, over gRPC, on random weights with the real vocabulary. A failure names
-the seed of its schedule: `random_schedule(seed, vocabulary)` makes the same one again.
+200 random schedules of 16 sessions at a time, over gRPC, on random weights with the real vocabulary; and for each
+ComputePath some in an arena that holds a quarter of the sessions: with a call for each of them, with one call for all,
+and with answers that slide out of their context. A failure names the seed of its schedule: `random_schedule` makes the
+same one of it again.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,24 +22,29 @@ from tests.model.checkpoints import write_stream_checkpoint
 from tests.model.real_vocabulary import real_tokenizer_json
 from tests.parity.chatml import Vocabulary
 from tests.parity.checks import SessionCheck
-from tests.parity.oracle import StreamOracle
-from tests.parity.replay import play_schedule
-from tests.parity.schedules import NUM_SESSIONS, VOCABULARY_SIZE, random_schedule
+from tests.parity.compute_paths import COMPUTE_PATHS, ComputePath
+from tests.parity.oracle import BranchReadings, StreamOracle
+from tests.parity.precision import FLOAT32, Precision
+from tests.parity.replay import play_schedule, play_schedule_on_one_call
+from tests.parity.schedules import NUM_SESSIONS, VOCABULARY_SIZE, SessionPlan, random_schedule
 from tests.parity.served import Served, parity_config, serve
+
+Play = Callable[[Any, list[SessionPlan]], Awaitable[list[list[pb.ModerateStreamResponse]]]]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NUM_SCHEDULES = 200
 SCHEDULES_PER_TEST = 10
-NUM_CROWDED_SCHEDULES = 10
+CROWDED_SEEDS, ONE_CALL_SEEDS, SLIDING_SEEDS = range(1000, 1003), range(2000, 2002), range(3000, 3002)
+"""Played on every path."""
 
 MIN_SHARE = 0.005
 """Each risk level and category is at least this frequent; else the weights would not tell right from wrong."""
 
-MAX_TIE_SHARE = 0.001
-"""Probabilities spread over [0, 1] come within 1e-5 of each other about once in 20,000 tokens."""
+WEIGHTS_SEED = 3
+"""Of weights that find all risk levels and categories often enough."""
 
-LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 16
+LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 32
 CROWDED_CONTEXT_TOKENS = 512
 CROWDED_ARENA_TOKENS = 1024
 """Room for 4 of 16 sessions: most have more than 128 tokens, and so an extent of 256."""
@@ -51,6 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         guard_inner=16,
+        seed=WEIGHTS_SEED,
     )
 
 
@@ -71,17 +82,26 @@ async def roomy(checkpoint: Path) -> AsyncIterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module", params=COMPUTE_PATHS, ids=str)
+def path(request: pytest.FixtureRequest) -> ComputePath:
+    chosen: ComputePath = request.param
+    return chosen
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def crowded(checkpoint: Path) -> AsyncIterator[Served]:
+async def crowded(checkpoint: Path, path: ComputePath) -> AsyncIterator[Served]:
     """A server whose arena holds a quarter of the sessions, so that they push each other out all the time."""
-    bytes_per_token = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
+    bytes_per_token = 2 * LAYERS * KV_HEADS * HEAD_DIM * path.kv_dtype.itemsize
     config = parity_config(
         stream_model=checkpoint,
         max_num_batched_tokens=96,
         max_context_tokens=CROWDED_CONTEXT_TOKENS,
         kv_memory_gib=CROWDED_ARENA_TOKENS * bytes_per_token / 2**30,
+        **path.settings(),
     )
     async with serve(config) as served:
+        assert served.models.stream
+        assert path.is_taken_by(served.models.stream.backend)
         yield served
 
 
@@ -95,38 +115,82 @@ async def test_schedules(roomy: Served, oracle: StreamOracle, vocabulary: Vocabu
     expect_lively(counts)
 
 
-@pytest.mark.parametrize("first_seed", range(1000, 1000 + NUM_CROWDED_SCHEDULES, SCHEDULES_PER_TEST))
 async def test_schedules_in_a_crowded_arena(
-    crowded: Served, oracle: StreamOracle, vocabulary: Vocabulary, first_seed: int
+    crowded: Served, path: ComputePath, oracle: StreamOracle, vocabulary: Vocabulary
 ) -> None:
+    with expect_evictions(crowded, len(CROWDED_SEEDS)):
+        counts = await compare(crowded, oracle, vocabulary, CROWDED_SEEDS, precision=path.precision)
+    expect_lively(counts, path.precision)
+
+
+async def test_schedules_on_one_call(
+    crowded: Served, path: ComputePath, oracle: StreamOracle, vocabulary: Vocabulary
+) -> None:
+    with expect_evictions(crowded, len(ONE_CALL_SEEDS)):
+        counts = await compare(
+            crowded, oracle, vocabulary, ONE_CALL_SEEDS, precision=path.precision, play=play_schedule_on_one_call
+        )
+    expect_lively(counts, path.precision)
+
+
+async def test_schedules_that_slide(
+    crowded: Served, path: ComputePath, oracle: StreamOracle, vocabulary: Vocabulary
+) -> None:
+    with expect_evictions(crowded, len(SLIDING_SEEDS)):
+        counts = await compare(
+            crowded, oracle, vocabulary, SLIDING_SEEDS, precision=path.precision, slides_at=CROWDED_CONTEXT_TOKENS
+        )
+    assert counts["slides"] > len(SLIDING_SEEDS) * NUM_SESSIONS // 2
+    expect_lively(counts, path.precision)
+
+
+@contextmanager
+def expect_evictions(crowded: Served, num_schedules: int) -> Iterator[None]:
+    """Checks that the sessions of so many schedules have pushed each other out."""
     assert crowded.models.stream
     scheduler = crowded.models.stream.scheduler
     assert scheduler.arena_tokens == CROWDED_ARENA_TOKENS
     num_evictions = scheduler.num_evictions
-    counts = await compare(crowded, oracle, vocabulary, range(first_seed, first_seed + SCHEDULES_PER_TEST))
-    assert scheduler.num_evictions - num_evictions > SCHEDULES_PER_TEST * NUM_SESSIONS // 2
-    expect_lively(counts)
+    yield
+    assert scheduler.num_evictions - num_evictions > num_schedules * NUM_SESSIONS // 2
 
 
-async def compare(served: Served, oracle: StreamOracle, vocabulary: Vocabulary, seeds: Iterable[int]) -> Counter[str]:
+async def compare(
+    served: Served,
+    oracle: StreamOracle,
+    vocabulary: Vocabulary,
+    seeds: Iterable[int],
+    *,
+    precision: Precision = FLOAT32,
+    play: Play = play_schedule,
+    slides_at: int | None = None,
+) -> Counter[str]:
     """Plays schedules one after another and compares every session; returns what was compared."""
-    plans, responses = [], []
-    for seed in seeds:
-        schedule = random_schedule(seed, vocabulary)
-        plans += schedule
-        responses += await play_schedule(served.stub, schedule)
-    readings = iter(oracle.judge([branch for plan in plans for branch in plan.branches]))
     counts: Counter[str] = Counter()
-    for plan, told in zip(plans, responses, strict=True):
-        SessionCheck(plan, list(itertools.islice(readings, len(plan.branches))), counts).check(told)
+    for seed in seeds:
+        plans, readings = judged_schedule(oracle, vocabulary, seed, slides_at)
+        responses = await play(served.stub, plans)
+        for plan, judged, told in zip(plans, readings, responses, strict=True):
+            counts["slides"] += len(plan.branches[-1].contexts) - 1
+            SessionCheck(plan, judged, counts, precision).check(told)
     print(dict(sorted(counts.items())))  # shown where the test fails
     return counts
 
 
-def expect_lively(counts: Counter[str]) -> None:
+@lru_cache(maxsize=16)
+def judged_schedule(
+    oracle: StreamOracle, vocabulary: Vocabulary, seed: int, slides_at: int | None
+) -> tuple[list[SessionPlan], list[list[BranchReadings]]]:
+    """A schedule and what the oracle says of each session's branches; the paths share them."""
+    plans = random_schedule(seed, vocabulary, slides_at)
+    readings = iter(oracle.judge([branch for plan in plans for branch in plan.branches]))
+    return plans, [list(itertools.islice(readings, len(plan.branches))) for plan in plans]
+
+
+def expect_lively(counts: Counter[str], precision: Precision = FLOAT32) -> None:
     """Checks that the comparison was worth something."""
     for name in (*(f"risk level {level}" for level in range(1, 4)), *(f"category {number}" for number in range(9))):
         assert counts[name] > MIN_SHARE * counts["tokens"], f"{name} is too rare"
     assert counts["category 9"], "no prompt was judged a jailbreak"
-    assert counts["ties"] <= MAX_TIE_SHARE * counts["tokens"]
+    assert counts["ties"] <= precision.max_tie_share * counts["tokens"]
     assert min(counts["scaffold"], counts["decisions"], counts["rollbacks"]) > 0

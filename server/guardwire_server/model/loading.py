@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 SMALL_STEP_TOKENS = 8
 """A step of a few streams with one token each."""
 
-SLOWDOWN = 2.0
-"""How many times as long a step of such streams may become for the sake of a prompt that is being read beside them."""
+SLOWDOWN = 1.5
+"""How many times as long a step of such streams may become for the sake of a prompt that is being read beside them.
+
+Counted at the prompt's beginning: towards the end of a long one attention to all that was read makes it more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,59 @@
+"""The ways in which a server computes on the processor. What it says must be the same on all of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from guardwire_server.model.backbone import Backbone, ModelForward
+from guardwire_server.model.gen_backend import TorchGenBackend
+from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
+from guardwire_server.model.stream_backend import TorchStreamBackend
+from tests.parity.precision import BFLOAT16, BFLOAT16_SOLO, FLOAT32, Precision
+from tests.tools import skip_without
+
+
+@dataclass(frozen=True)
+class ComputePath:
+    """By the compiled kernels or by torch alone, over keys and values in `kv_dtype`."""
+
+    is_native: bool
+    kv_dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{'native' if self.is_native else 'torch'}-{self._kv_dtype_name}"
+
+    @property
+    def _kv_dtype_name(self) -> str:
+        return str(self.kv_dtype).removeprefix("torch.")
+
+    @property
+    def precision(self) -> Precision:
+        return FLOAT32 if self.kv_dtype is torch.float32 else BFLOAT16
+
+    @property
+    def solo_precision(self) -> Precision:
+        """Against a solo run on the same path."""
+        return FLOAT32 if self.kv_dtype is torch.float32 else BFLOAT16_SOLO
+
+    def kernels(self) -> NativeKernels | None:
+        """The kernels of this path; skips the test where it needs some and they cannot be compiled."""
+        if not self.is_native:
+            return None
+        return load_native_kernels() or skip_without("a C++ compiler (Debian: g++)")
+
+    def settings(self) -> dict[str, Any]:
+        """What makes a server take this path; skips likewise."""
+        return {"native_kernels": self.kernels() is not None, "kv_dtype": self._kv_dtype_name}
+
+    def is_taken_by(self, backend: TorchStreamBackend | TorchGenBackend) -> bool:
+        """Whether a backend computes in this way: one whose shapes do not fit the kernels quietly leaves them alone."""
+        backbone = backend._backbone
+        assert isinstance(backbone, Backbone)  # a GPU has another
+        is_native = not isinstance(backbone._forward, ModelForward)
+        return (is_native, backbone.kv.keys.dtype) == (self.is_native, self.kv_dtype)
+
+
+COMPUTE_PATHS = tuple(
+    ComputePath(is_native, kv_dtype) for is_native in (True, False) for kv_dtype in (torch.float32, torch.bfloat16)
+)
