@@ -79,10 +79,20 @@ def test_long_ones_take_no_more_than_their_share_beside_short_ones() -> None:
     push(target, 3, 1)
     assert step(target) == {1: 24, 3: 1}
     push(target, 3, 1)
-    assert step(target) == {1: 16, 3: 1, 2: 24}
+    assert step(target) == {1: 16, 3: 1, 2: 8}, "the rest of a long one is no short one"
     assert step(target) == {2: 128}, "alone, it takes all there is"
     push(target, 3, 1)
     assert step(target) == {2: 24, 3: 1}
+
+
+def test_long_ones_leave_room_for_short_ones_that_are_about_to_come() -> None:
+    target = scheduler()
+    target.long_tokens_beside_short = 24
+    push(target, 1, 300)
+    plan = target.schedule(expects_short=True)
+    assert [len(chunk.ids) for chunk in plan.chunks] == [24]
+    target.complete(plan)
+    assert step(target) == {1: 128}
 
 
 def test_no_more_sequences_than_a_step_takes() -> None:

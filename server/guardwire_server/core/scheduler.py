@@ -166,15 +166,20 @@ class Scheduler:
         for dropped in self._retired.add(sequence.seq_id, sequence.ids):
             self.remove(dropped)
 
-    def schedule(self) -> StepPlan:
-        """Plans the next step; its chunks' room in the arena is reserved."""
+    def schedule(self, *, expects_short: bool = False) -> StepPlan:
+        """Plans the next step; its chunks' room in the arena is reserved.
+
+        Args:
+            expects_short: Whether short extensions are about to come: long ones leave room for them as if they were
+                there, so that nobody who is a little late waits for a whole budget of somebody else's.
+        """
         limits = self._limits
         copies: list[Copy] = []
         chunks: dict[int, Chunk] = {}
         budget = limits.max_num_batched_tokens
         order = self._order()
-        is_long = {sequence.seq_id: sequence.num_pending > limits.short_extend_tokens for sequence, _ in order}
-        long_budget = budget if all(is_long.values()) else self.long_tokens_beside_short
+        is_long = {each.seq_id: each.is_long or each.num_pending > limits.short_extend_tokens for each, _ in order}
+        long_budget = budget if all(is_long.values()) and not expects_short else self.long_tokens_beside_short
         for sequence, max_tokens in order:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
@@ -284,6 +289,7 @@ class Scheduler:
             if sequence.seq_id not in self._waiting:
                 self._waiting[sequence.seq_id] = sequence
                 sequence.waits_for = len(sequence.ids)
+                sequence.is_long = sequence.num_pending > self._limits.short_extend_tokens
             sequence.waits_for = min(sequence.waits_for, len(sequence.ids))
         else:
             self._waiting.pop(sequence.seq_id, None)

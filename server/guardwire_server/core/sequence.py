@@ -11,6 +11,7 @@ from guardwire_server.core.step_plan import Chunk
 class Sequence:
     """Owner: the scheduler. Invariant: num_cached <= num_done <= len(ids), and extent is None only if num_cached is 0.
 
+    `is_long`: whether what it waits for was long when it took its place; the rest of a long one is no short one.
     `num_cached` tokens have their keys and values in the arena. `num_done` went through the model once; after an
     eviction these are more. `waits_for` is the number of tokens it had when it took its place in the order of waiting.
     """
@@ -21,6 +22,7 @@ class Sequence:
     num_cached: int = 0
     num_done: int = 0
     waits_for: int = 0
+    is_long: bool = False
     epoch: int = 0
     extent: Extent | None = None
 

@@ -90,7 +90,7 @@ class StreamEngine:
 
     def step(self) -> Sequence[SequenceEvent]:
         """Runs one step. A backend that raises costs the sequences of the step and no others."""
-        plan = self._scheduler.schedule()
+        plan = self._scheduler.schedule(expects_short=self.expects_more)
         try:
             readings = self._backend.step(plan)
         except Exception:
