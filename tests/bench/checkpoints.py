@@ -6,6 +6,7 @@ It does depend on how long an answer of Gen is, so the random weights of that on
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.bench.answering_weights import teach_answers
 from tests.bench.gen_prompts import RISKY_ANSWERS, SAFE_ANSWER, chat_template
@@ -14,6 +15,14 @@ from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoin
 from tests.model.real_vocabulary import real_tokenizer_json
 
 _CACHE = Path(__file__).parents[2] / ".cache"
+_SHAPE: dict[str, Any] = {
+    "vocabulary_size": 151_936,
+    "hidden": 1024,
+    "layers": 28,
+    "heads": 16,
+    "kv_heads": 8,
+    "head_dim": 128,
+}
 _FORMAT = 1  # part of the cache's keys: raise it when what is written below changes
 
 
@@ -39,29 +48,9 @@ def _written_once(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def _write_stream(directory: Path) -> None:
-    write_stream_checkpoint(
-        directory,
-        tokenizer_json=real_tokenizer_json(),
-        vocabulary_size=151_936,
-        hidden=1024,
-        layers=28,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        guard_inner=512,
-    )
+    write_stream_checkpoint(directory, tokenizer_json=real_tokenizer_json(), guard_inner=512, **_SHAPE)
 
 
 def _write_gen(directory: Path) -> None:
-    write_gen_checkpoint(
-        directory,
-        tokenizer_json=real_tokenizer_json(),
-        vocabulary_size=151_936,
-        hidden=1024,
-        layers=28,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        chat_template=chat_template(),
-    )
+    write_gen_checkpoint(directory, tokenizer_json=real_tokenizer_json(), chat_template=chat_template(), **_SHAPE)
     teach_answers(directory, SAFE_ANSWER, RISKY_ANSWERS)
