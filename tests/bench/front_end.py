@@ -5,7 +5,7 @@ Two comparisons, all over gRPC from this process to servers in processes of thei
 - one-token messages on calls of their own, against a bare grpc.aio server that answers the same messages with the same
   options (tests/bench/echo_server.py): what is left of it is what the server itself costs;
 - the same conversations all on one ModerateStreams call, against one call each: what packing many into one message
-  saves.
+  saves, in the packed form for steps of single tokens and with a message for each stream.
 
 Every conversation waits for its verdict before it pushes the next token. A round measures all loads one after another,
 so that they see the same machine at nearly the same time; ratios are medians of the rounds' own. Client and server
@@ -50,7 +50,8 @@ async def measure_front_end(settings: Settings) -> dict[str, object]:
                 "echo": await push_on_calls(echo, echo_stub, num_streams, num_messages, opens=False),
                 "noop": await push_on_calls(noop, noop_stub, num_streams, num_messages),
                 "one_per_call": await push_on_calls(noop, noop_stub, NUM_CONVERSATIONS, num_each),
-                "many": await push_together(noop, noop_stub, NUM_CONVERSATIONS, num_steps),
+                "many": await push_together(noop, noop_stub, NUM_CONVERSATIONS, num_steps, packed=True),
+                "many_unpacked": await push_together(noop, noop_stub, NUM_CONVERSATIONS, num_steps, packed=False),
             }
             rounds.append(bursts)
             rates = ", ".join(f"{name} {burst.tokens_per_s:.0f}" for name, burst in bursts.items())
@@ -74,6 +75,7 @@ def _medians(rounds: Sequence[Round]) -> dict[str, object]:
         "noop_of_echo": ratio("noop", "echo"),
         "one_per_call_tokens_per_s": rate("one_per_call"),
         "many_tokens_per_s": rate("many"),
+        "many_unpacked_tokens_per_s": rate("many_unpacked"),
         "many_over_one": ratio("many", "one_per_call"),
         "many_over_few_calls": ratio("many", "noop"),
         "server_cpu_us": {

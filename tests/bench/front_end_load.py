@@ -65,12 +65,15 @@ async def push_on_calls(
     return burst
 
 
-async def push_together(process: ServingProcess, stub: "_Stub", num_conversations: int, num_steps: int) -> Burst:
+async def push_together(
+    process: ServingProcess, stub: "_Stub", num_conversations: int, num_steps: int, *, packed: bool
+) -> Burst:
     """Lets conversations share a call: each message is a step of the caller's engine, a token for every one of them."""
     call = stub.ModerateStreams()
     ids = range(num_conversations)
     await _ask_for_all(call, _for_all(OPEN, ids), "prompt_verdict")
-    push = _for_all(PUSH, ids)
+    step = pb.TokenStep(stream_ids=ids, token_ids=[TOKEN_ID] * num_conversations)
+    push = pb.ModerateStreamsRequest(step=step) if packed else _for_all(PUSH, ids)
     for _ in range(NUM_WARM_UP):
         await _ask_for_all(call, push, "verdicts")
     stopwatch = Stopwatch(process)
@@ -120,11 +123,12 @@ async def _ask(call: "_StreamCall", request: pb.ModerateStreamRequest, kind: str
 async def _ask_for_all(call: "_ManyCall", request: pb.ModerateStreamsRequest, kind: str) -> None:
     """Sends a request with an item for each stream and reads until each of them has a response of that kind."""
     await call.write(request)
-    num_missing = len(request.requests)
+    num_missing = len(request.requests) + len(request.step.stream_ids)
     while num_missing:
         message = await call.read()
         if not isinstance(message, pb.ModerateStreamsResponse):
             raise RuntimeError("the call ended")
+        num_missing -= len(message.step.stream_ids)
         for item in message.responses:
             if item.response.WhichOneof("response") == kind:
                 num_missing -= 1

@@ -129,7 +129,8 @@ def _front_end_table(result: Result) -> Table:
         "echo": ("echo_messages_per_s", f"bare echo, {num_streams} calls"),
         "noop": ("noop_messages_per_s", f"this server, {num_streams} calls"),
         "one_per_call": ("one_per_call_tokens_per_s", f"this server, {front['num_conversations']} calls"),
-        "many": ("many_tokens_per_s", f"this server, {front['num_conversations']} conversations on one call"),
+        "many": ("many_tokens_per_s", f"this server, {front['num_conversations']} conversations on one call, packed"),
+        "many_unpacked": ("many_unpacked_tokens_per_s", "the same, a message for each of them"),
     }
     return (
         ("without a model, one token a message", "tokens/s", "server's us"),

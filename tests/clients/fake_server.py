@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
+from tests.clients.fake_step import packed, requests_of
 from tests.clients.fake_stream import VOCABULARY, FakeStream, StreamFault, judge_words
 
 Context = aio.ServicerContext[Any, Any]
@@ -79,6 +80,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         self.failure: Failure | None = None  # ends every call
         self.fails_after = 0  # on streams, or on a call with many: after so many requests besides `open`
         self.responses: Sequence[pb.ModerateStreamResponse] | None = None  # a stream's instead of the real ones
+        self.step: pb.StepVerdicts | None = None  # in the next message to many streams, instead of the real one
         self.pieces: Sequence[pb.GetTokenizerResponse] | None = None  # a tokenizer's instead of the real ones
         self.silent = False  # nothing is ever answered
         self.drains = False
@@ -213,17 +215,23 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
     ) -> AsyncIterator[pb.ModerateStreamsResponse]:
         await self._arrive()
         streams: dict[int, FakeStream] = {}
+        packs = False
         try:
             async for message in request_iterator:
                 self.messages.append(message)
+                packs |= message.HasField("step")
                 responses = []
-                for item in message.requests:
+                for item in requests_of(message):
                     if not item.request.HasField("open"):
                         self.requests.append(item.request)
                     if self.fails_after <= len(self.requests):
                         await self._misbehave(context)
                     responses += self._take(streams, item)
-                yield pb.ModerateStreamsResponse(responses=responses)
+                answer = packed(responses) if packs else pb.ModerateStreamsResponse(responses=responses)
+                if self.step is not None:
+                    answer.step.CopyFrom(self.step)
+                    self.step = None
+                yield answer
                 if self.hangs_up:
                     return
             self.num_half_closed += 1

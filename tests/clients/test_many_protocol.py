@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from guardwire import InvalidRequest, ModerateOptions
 from guardwire.convert import requests
+from guardwire.convert.requests import Request, SingleToken
 from guardwire.many_protocol import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_WAITING_REQUESTS, ManyProtocol
-from guardwire.stream_protocol import Request
+from guardwire.v1 import moderation_pb2 as pb
 
 OPEN = requests.open_request("hello", ModerateOptions())
 FINISH = requests.finish()
 
 
 def push(token_id: int) -> Request:
-    return requests.push_tokens([token_id], 0)
+    return SingleToken(token_id, 0)
 
 
 def text(num_bytes: int) -> Request:
     return requests.push_text("x" * num_bytes, flush=False)
 
 
-def taken(protocol: ManyProtocol) -> list[tuple[int, Request]]:
-    message = protocol.take_message()
-    return [(item.stream_id, item.request) for item in message.requests] if message is not None else []
+def contents(message: pb.ModerateStreamsRequest | None) -> list[tuple[int, Request | int]]:
+    """What a server takes from a message, in its order: requests, then the token ids of the step."""
+    if message is None:
+        return []
+    requests_ = [(item.stream_id, item.request) for item in message.requests]
+    return [*requests_, *zip(message.step.stream_ids, message.step.token_ids, strict=True)]
+
+
+def taken(protocol: ManyProtocol) -> list[tuple[int, Request | int]]:
+    return contents(protocol.take_message())
 
 
 def begun(protocol: ManyProtocol) -> int:
@@ -40,8 +52,67 @@ def test_what_gathers_goes_together_and_each_stream_keeps_its_order() -> None:
     protocol.add(first, [OPEN])
     protocol.add(second, [OPEN, push(1)])
     protocol.add(first, [push(2), FINISH])
-    assert taken(protocol) == [(first, OPEN), (first, push(2)), (first, FINISH), (second, OPEN), (second, push(1))]
+    assert taken(protocol) == [
+        (first, OPEN),
+        (first, requests.message(push(2))),
+        (first, FINISH),
+        (second, OPEN),
+        (second, 1),
+    ]
     assert taken(protocol) == []
+
+
+def test_only_the_single_tokens_that_a_stream_ends_with_are_packed() -> None:
+    protocol = ManyProtocol()
+    stream_id = begun(protocol)
+    several = requests.push_tokens([2, 3], 1)
+    empty = requests.push_tokens([], 3)
+    protocol.add(stream_id, [push(1), several, push(4), empty, push(5), push(0)])
+    alone = [requests.message(request) for request in (push(1), several, push(4), empty)]
+    assert taken(protocol) == [(stream_id, request) for request in (*alone, 5, 0)]
+    assert taken(protocol) == []
+
+
+def test_what_is_packed_into_a_full_message_waits_for_the_next() -> None:
+    protocol = ManyProtocol()
+    first, second = begun(protocol), begun(protocol)
+    protocol.add(first, [push(1)])
+    protocol.add(second, [text(MAX_MESSAGE_BYTES), push(2)])
+    assert taken(protocol) == [(first, 1)]
+    assert taken(protocol) == [(second, text(MAX_MESSAGE_BYTES))]
+    assert taken(protocol) == [(second, 2)]
+    assert taken(protocol) == []
+
+
+LARGE = [text(MAX_MESSAGE_BYTES // 3), text(MAX_MESSAGE_BYTES // 2), text(MAX_MESSAGE_BYTES)]
+REQUESTS = [push(1), push(2), push(3), requests.push_tokens([4, 5], 0), requests.rollback(0), *LARGE]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(
+        st.none() | st.tuples(st.integers(1, 3), st.lists(st.integers(0, len(REQUESTS) - 1), max_size=4)), max_size=20
+    )
+)
+def test_however_it_is_packed_each_stream_is_taken_in_its_order(steps: list[tuple[int, list[int]] | None]) -> None:
+    protocol = ManyProtocol()
+    told = defaultdict(list)
+    heard = defaultdict(list)
+    for _ in range(3):
+        stream_id = protocol.new_stream()
+        protocol.add(stream_id, [OPEN])
+        told[stream_id].append(OPEN)
+    for step in [*steps, *[None] * 100]:  # None: a message is taken
+        if step is not None:
+            stream_id, numbers = step  # of requests, which are too large to be shown
+            requests_ = [REQUESTS[number] for number in numbers]
+            protocol.add(stream_id, requests_)
+            told[stream_id] += map(requests.message, requests_)
+        elif (message := protocol.take_message()) is not None:
+            assert message.ByteSize() <= MAX_MESSAGE_BYTES or len(contents(message)) == 1
+            for stream_id, request in contents(message):
+                heard[stream_id].append(requests.message(push(request)) if isinstance(request, int) else request)
+    assert heard == told
 
 
 def test_the_bound_on_what_waits_is_each_streams_own() -> None:

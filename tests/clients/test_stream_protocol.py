@@ -8,8 +8,11 @@ import grpc
 import pytest
 
 from guardwire import Action, InputKind, InvalidRequest, ModerateOptions, RolledBack, ServerFault, Thinking, UpdateMode
+from guardwire.convert import responses
+from guardwire.convert.requests import Request, SingleToken, message
 from guardwire.stream_protocol import StreamProtocol
 from guardwire.v1 import moderation_pb2 as pb
+from tests.clients.fake_step import safe_verdicts
 
 
 def opened(**options: Any) -> StreamProtocol:  # noqa: ANN401
@@ -17,6 +20,11 @@ def opened(**options: Any) -> StreamProtocol:  # noqa: ANN401
     limits = pb.Limits(max_tokens_per_message=3)
     protocol.receive(pb.ModerateStreamResponse(opened=pb.StreamOpened(session_id="s", limits=limits)))
     return protocol
+
+
+def only(requests: list[Request]) -> pb.ModerateStreamRequest:
+    [request] = requests
+    return message(request)
 
 
 def decision(
@@ -69,7 +77,8 @@ def test_pushes_count_and_respect_the_limit() -> None:
     assert protocol.push([]) == []
     first = protocol.push(range(5))
     second = protocol.push([9])
-    assert [(list(r.tokens.token_ids), r.tokens.start_index) for r in first + second] == [
+    assert second == [SingleToken(9, 5)]
+    assert [(list(r.tokens.token_ids), r.tokens.start_index) for r in map(message, first + second)] == [
         ([0, 1, 2], 0),
         ([3, 4], 3),
         ([9], 5),
@@ -95,9 +104,8 @@ def test_rollback_is_bounded_by_the_present_answer() -> None:
         with pytest.raises(InvalidRequest) as caught:
             protocol.rollback(wrong)
         assert caught.value.code is grpc.StatusCode.OUT_OF_RANGE
-    [request] = protocol.rollback(4)
-    assert request.rollback.num_tokens_kept == 4
-    assert protocol.push([6])[0].tokens.start_index == 4
+    assert only(protocol.rollback(4)).rollback.num_tokens_kept == 4
+    assert only(protocol.push([6])).tokens.start_index == 4
 
 
 def test_a_stream_takes_one_kind_of_input() -> None:
@@ -123,8 +131,8 @@ def test_nothing_follows_finish() -> None:
 
 
 def test_a_user_turn_is_text_or_ids() -> None:
-    assert opened().user_turn("hi")[0].user_turn.content == "hi"
-    assert list(opened().user_turn([4, 5])[0].user_turn.tokens.token_ids) == [4, 5]
+    assert only(opened().user_turn("hi")).user_turn.content == "hi"
+    assert list(only(opened().user_turn([4, 5])).user_turn.tokens.token_ids) == [4, 5]
 
 
 def test_the_highest_decision_is_in_force() -> None:
@@ -197,6 +205,37 @@ def test_what_breaks_the_contract_is_the_servers_fault() -> None:
         opened().receive(pb.ModerateStreamResponse(verdicts=uneven))
     with pytest.raises(ServerFault, match="Action"):
         opened().receive(decision(0, pb.ACTION_UNSPECIFIED))
+
+
+def test_a_packed_verdict_is_read_as_one_that_came_alone() -> None:
+    step = safe_verdicts(7, 8)
+    step.token_indices[1] = 3
+    step.risk_levels[1] = pb.RISK_LEVEL_UNSAFE
+    step.categories[1] = pb.CATEGORY_PII
+    alone = pb.Verdicts(
+        start_index=3,
+        risk_levels=[pb.RISK_LEVEL_UNSAFE],
+        safe_probabilities=[0.75],
+        controversial_probabilities=[0.125],
+        unsafe_probabilities=[0.125],
+        categories=[pb.CATEGORY_PII],
+        category_probabilities=[0.0],
+    )
+    (_, first), (stream_id, packed) = responses.packed_verdicts(step)
+    assert stream_id == 8
+    assert opened().receive(packed) == opened().receive(pb.ModerateStreamResponse(verdicts=alone))
+    with pytest.raises(ServerFault, match="first message"):
+        StreamProtocol("hi", ModerateOptions()).receive(first)
+    with pytest.raises(ServerFault, match="RiskLevel 9"):
+        opened().receive(first._replace(risk_level=9))
+
+
+@pytest.mark.parametrize("field", [field.name for field in pb.StepVerdicts.DESCRIPTOR.fields])
+def test_packed_verdicts_of_unequal_lengths_are_nobodys(field: str) -> None:
+    step = safe_verdicts(7, 8)
+    del getattr(step, field)[0]
+    with pytest.raises(ServerFault, match="length"):
+        responses.packed_verdicts(step)
 
 
 def test_what_a_newer_server_adds_is_ignored() -> None:

@@ -259,6 +259,14 @@ def test_what_a_sequence_cannot_take() -> None:
     assert target.num_pending_tokens == 60
 
 
+def test_a_token_beyond_the_largest_extent_is_refused() -> None:
+    target = scheduler(num_roots=1)
+    target.add(1)
+    push(target, 1, 1024)
+    with pytest.raises(ValueError, match="exceed the largest extent"):
+        target.append(1, 5, Read.RESPONSE)
+
+
 def test_the_id_of_a_retired_sequence_is_free_again() -> None:
     target = scheduler()
     for _ in range(3):

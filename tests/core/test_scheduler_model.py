@@ -62,7 +62,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         reads = [*reads, *(Read.RESPONSE,) * num_more][: ROOT - len(sequence.ids)]
         token_ids = range(self.num_tokens, self.num_tokens + len(reads))
         self.num_tokens += len(reads)
-        self.scheduler.extend(seq_id, array("i", token_ids), bytes(reads))
+        if len(reads) == 1:
+            self.scheduler.append(seq_id, token_ids[0], reads[0])
+        else:
+            self.scheduler.extend(seq_id, array("i", token_ids), bytes(reads))
         sequence.ids += token_ids
         sequence.reads += reads
         self.refile(seq_id)

@@ -16,9 +16,9 @@ tokens = st.sampled_from((THINK, NEWLINE, IM_END, *range(FIRST_CHARACTER, FIRST_
 class SessionMachine(RuleBasedStateMachine):
     """The caller, the engine's two queues and the engine itself move independently."""
 
-    @initialize(policy=policies())
-    def begin(self, policy: Policy) -> None:
-        self.stream = Stream()
+    @initialize(policy=policies(), short_ways=st.booleans())
+    def begin(self, policy: Policy, short_ways: bool) -> None:
+        self.stream = Stream(short_ways=short_ways)
         self.truth = Truth(opening("hey", policy))
         self.caller = Caller(policy)
         self.num_taken = 0

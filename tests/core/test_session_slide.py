@@ -20,8 +20,8 @@ MAX_TOKENS = 40
 """Of the context; the prompt takes 8 of them."""
 
 
-def opened(content: str = "hi") -> Stream:
-    stream = Stream(replace(LIMITS, max_context_tokens=MAX_TOKENS))
+def opened(content: str = "hi", *, short_ways: bool = False) -> Stream:
+    stream = Stream(replace(LIMITS, max_context_tokens=MAX_TOKENS), short_ways=short_ways)
     stream.send(replace(opening(content, policy=EAGER), context_overflow=ev.ContextOverflow.SLIDE))
     stream.settle()
     return stream
@@ -57,9 +57,9 @@ def told(stream: Stream) -> list[Verdict]:
 def test_verdicts_depend_on_the_tokens_alone(data: st.DataObject, num_tokens: int) -> None:
     """Random pieces, steps of random sizes between them, results late or early."""
     answer = [20 + index % 50 for index in range(num_tokens)]
-    stream, start = opened(), 0
+    stream, start = opened(short_ways=data.draw(st.booleans())), 0
     while start < num_tokens:
-        stop = start + data.draw(st.integers(1, 40))
+        stop = start + data.draw(st.integers(1, 40) | st.just(1))
         stream.send(ev.TokensPushed(ids(*answer[start:stop]), start if data.draw(st.booleans()) else None))
         start = stop
         for _ in range(data.draw(st.integers(0, 4))):

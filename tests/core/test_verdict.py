@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardwire_server.core.verdict import CATEGORY_NAMES, Category, RiskLevel, RiskProbabilities, Verdict
+from guardwire_server.core.verdict import (
+    CATEGORY_NAMES,
+    Category,
+    RiskLevel,
+    RiskProbabilities,
+    Verdict,
+    VerdictArrays,
+)
 from tests.core.fakes import packed, unpacked, verdict
 from tests.core.strategies import BOUNDED, verdicts
 
@@ -47,9 +54,31 @@ def test_arrays_hold_what_was_put_in(texts: list[Verdict]) -> None:
 
 
 @BOUNDED
-@given(st.lists(verdicts(), max_size=12), st.integers(0, 12), st.integers(0, 12))
-def test_slice_is_the_slice_of_the_list(texts: list[Verdict], start: int, stop: int) -> None:
-    assert unpacked(packed(texts).slice(start, stop)) == texts[start:stop]
+@given(st.lists(verdicts(), max_size=12), st.data())
+def test_slice_is_the_slice_of_the_list(texts: list[Verdict], data: st.DataObject) -> None:
+    arrays = packed(texts)
+    for _ in range(2):  # a slice of a slice, too
+        start = data.draw(st.integers(0, len(texts)))
+        stop = data.draw(st.integers(start, len(texts)))
+        arrays, texts = arrays.slice(start, stop), texts[start:stop]
+        assert unpacked(arrays) == texts
+        assert arrays == packed(texts)
+        assert VerdictArrays.join([arrays, arrays]) == packed([*texts, *texts])
+        for part in ("risk_levels", "probabilities", "categories", "category_probabilities"):
+            assert getattr(arrays, part) == getattr(packed(texts), part)
+
+
+@BOUNDED
+@given(st.lists(verdicts(), max_size=3))
+def test_one_safe_verdict_is_told_from_all_else(texts: list[Verdict]) -> None:
+    levels = [text.risk_level for text in texts]
+    assert packed(texts).is_one_safe == (levels == [RiskLevel.SAFE])
+
+
+def test_verdicts_that_differ_are_not_equal() -> None:
+    one, other = (packed([verdict(level)]) for level in (RiskLevel.SAFE, RiskLevel.UNSAFE))
+    assert one != other
+    assert one != [verdict(RiskLevel.SAFE)]
 
 
 def test_safe_entries_have_no_category() -> None:

@@ -10,6 +10,7 @@ import grpc
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
 from tests.parity.schedules import Progress, SessionPlan
+from tests.rpc.packed import responses_of
 
 TIMEOUT_S = 60.0
 """A session takes a fraction of a second."""
@@ -29,9 +30,11 @@ async def play_schedule(stub: "Stub", plans: list[SessionPlan]) -> list[list[pb.
     return [inbox.responses for inbox in inboxes]
 
 
-async def play_schedule_on_one_call(stub: "Stub", plans: list[SessionPlan]) -> list[list[pb.ModerateStreamResponse]]:
+async def play_schedule_on_one_call(
+    stub: "Stub", plans: list[SessionPlan], *, packs: bool = False
+) -> list[list[pb.ModerateStreamResponse]]:
     """As `play_schedule`, by ModerateStreams."""
-    shared = _SharedCall(stub, len(plans))
+    shared = _SharedCall(stub, len(plans), packs=packs)
     reader = asyncio.create_task(shared.read())
     try:
         async with asyncio.TaskGroup() as group:
@@ -44,6 +47,11 @@ async def play_schedule_on_one_call(stub: "Stub", plans: list[SessionPlan]) -> l
         reader.cancel()
         shared.call.cancel()
     return [inbox.responses for inbox in shared.inboxes]
+
+
+async def play_schedule_packed(stub: "Stub", plans: list[SessionPlan]) -> list[list[pb.ModerateStreamResponse]]:
+    """As `play_schedule_on_one_call`, tokens packed wherever the contract has a packed form for them."""
+    return await play_schedule_on_one_call(stub, plans, packs=True)
 
 
 async def _in_time(plan: SessionPlan, playing: Awaitable[None]) -> None:
@@ -122,8 +130,9 @@ async def _play_on_own_call(stub: "Stub", plan: SessionPlan, inbox: _Inbox) -> N
 class _SharedCall:
     """A ModerateStreams call; `inboxes` hold what its streams were told, by their ids."""
 
-    def __init__(self, stub: "Stub", num_streams: int) -> None:
+    def __init__(self, stub: "Stub", num_streams: int, *, packs: bool) -> None:
         self.call = stub.ModerateStreams()
+        self._packs = packs
         self.inboxes = [_Inbox() for _ in range(num_streams)]
         self._gathered: list[pb.StreamRequest] = []
         self._writing = asyncio.Lock()
@@ -136,9 +145,22 @@ class _SharedCall:
             async with self._writing:
                 requests, self._gathered = self._gathered, []
                 if requests:
-                    await self.call.write(pb.ModerateStreamsRequest(requests=requests))
+                    await self.call.write(self._message(requests))
 
         return send
+
+    def _message(self, requests: list[pb.StreamRequest]) -> pb.ModerateStreamsRequest:
+        """Packs the tokens behind which their stream has nothing more in this message; one of them may have many."""
+        message = pb.ModerateStreamsRequest()
+        last = {item.stream_id: item for item in requests}
+        for item in requests:
+            if self._packs and item is last[item.stream_id] and item.request.HasField("tokens"):
+                token_ids = item.request.tokens.token_ids
+                message.step.token_ids.extend(token_ids)
+                message.step.stream_ids.extend([item.stream_id] * len(token_ids))
+            else:
+                message.requests.append(item)
+        return message
 
     async def read(self) -> None:
         """Deals out what comes."""
@@ -146,7 +168,8 @@ class _SharedCall:
             async for message in self.call:
                 for item in message.responses:
                     assert not item.HasField("error"), f"stream {item.stream_id}: {item.error}"
-                    self.inboxes[item.stream_id].take(item.response)
+                for stream_id, response in responses_of(message):
+                    self.inboxes[stream_id].take(response)
         finally:
             for inbox in self.inboxes:
                 inbox.end()

@@ -25,7 +25,7 @@ from tests.parity.checks import SessionCheck
 from tests.parity.compute_paths import COMPUTE_PATHS, ComputePath
 from tests.parity.oracle import BranchReadings, StreamOracle
 from tests.parity.precision import FLOAT32, Precision
-from tests.parity.replay import play_schedule, play_schedule_on_one_call
+from tests.parity.replay import play_schedule, play_schedule_on_one_call, play_schedule_packed
 from tests.parity.schedules import NUM_SESSIONS, VOCABULARY_SIZE, SessionPlan, random_schedule
 from tests.parity.served import Served, parity_config, serve
 
@@ -123,13 +123,12 @@ async def test_schedules_in_a_crowded_arena(
     expect_lively(counts, path.precision)
 
 
+@pytest.mark.parametrize("play", [play_schedule_on_one_call, play_schedule_packed], ids=["one_call", "packed"])
 async def test_schedules_on_one_call(
-    crowded: Served, path: ComputePath, oracle: StreamOracle, vocabulary: Vocabulary
+    crowded: Served, path: ComputePath, oracle: StreamOracle, vocabulary: Vocabulary, play: Play
 ) -> None:
     with expect_evictions(crowded, len(ONE_CALL_SEEDS)):
-        counts = await compare(
-            crowded, oracle, vocabulary, ONE_CALL_SEEDS, precision=path.precision, play=play_schedule_on_one_call
-        )
+        counts = await compare(crowded, oracle, vocabulary, ONE_CALL_SEEDS, precision=path.precision, play=play)
     expect_lively(counts, path.precision)
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -11,63 +11,12 @@ import pytest
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.rpc.server import MODERATION_SERVICE
 from tests.rpc.bystander import Bystander
+from tests.rpc.many_call import ManyCall
 from tests.rpc.messages import answer_ids, finish, opening, rollback, tokens, user, user_turn
 from tests.rpc.running_server import RunningServer, StartServer, failure_of
 from tests.rpc.stream_call import WAIT_S, Received, TokenVerdict, assert_same_prompt_verdict, assert_same_verdicts
 
 Request = pb.ModerateStreamRequest
-
-
-class ManyCall:
-    """A ModerateStreams call; what came is kept by stream. `async with` cancels it at the end if it is still open."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self._call = server.stub.ModerateStreams()
-        self._responses = self._call.__aiter__()
-        self.received: dict[int, Received] = {}
-        self.errors: dict[int, pb.StreamError] = {}
-        self.num_messages = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._call.cancel()
-
-    async def send(self, *requests: tuple[int, Request]) -> None:
-        """Sends all of it as one message."""
-        items = [pb.StreamRequest(stream_id=stream_id, request=request) for stream_id, request in requests]
-        await asyncio.wait_for(self._call.write(pb.ModerateStreamsRequest(requests=items)), WAIT_S)
-
-    async def read_until(self, is_done: Callable[[], bool]) -> None:
-        while not is_done():
-            response = await asyncio.wait_for(anext(self._responses), WAIT_S)
-            self.num_messages += 1
-            for item in response.responses:
-                assert item.stream_id not in self.errors, "nothing comes after an error"
-                if item.HasField("error"):
-                    self.errors[item.stream_id] = item.error
-                else:
-                    self.received.setdefault(item.stream_id, Received()).take(item.response)
-
-    async def read_to_the_end(self) -> grpc.StatusCode:
-        """Ends the input and reads what is left; returns the call's status."""
-        await self._call.done_writing()
-        with pytest.raises(StopAsyncIteration):
-            await self.read_until(lambda: False)
-        return await self._call.code()
-
-    def has_ended(self, *stream_ids: int) -> Callable[[], bool]:
-        return lambda: all(stream_id in self.errors or self.summary(stream_id) for stream_id in stream_ids)
-
-    def has_verdicts(self, stream_id: int, number: int) -> Callable[[], bool]:
-        return lambda: stream_id in self.received and len(self.received[stream_id].verdicts) >= number
-
-    def has_judged_prompts(self, *stream_ids: int) -> Callable[[], bool]:
-        return lambda: all(one in self.received and self.received[one].prompt_verdicts for one in stream_ids)
-
-    def summary(self, stream_id: int) -> pb.Summary | None:
-        return self.received[stream_id].summary if stream_id in self.received else None
 
 
 @pytest.fixture

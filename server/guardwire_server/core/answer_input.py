@@ -55,6 +55,18 @@ class AnswerInput:
         self._overflow = ids[room:]
         return commands + self.slide()
 
+    def push_id(self, token_id: int) -> bool:
+        """Appends one token of text for which there is room; False, and nothing is done, if it is not that simple."""
+        transcript = self._transcript
+        if (
+            self._overflow is not None
+            or transcript.num_positions >= self._max_context_tokens
+            or not self._scaffold.is_text(token_id, transcript.previous_id)
+        ):
+            return False
+        transcript.push_text_token(token_id)
+        return True
+
     def push_text(self, text: str, *, flush: bool) -> list[EngineCommand]:
         """Appends text to the present answer, as far as its tokens are settled; with `flush` all of it."""
         tokens = list(self._text.push(text))

@@ -212,6 +212,10 @@ class AnswerJudge:
         )
         return [decision for decision in decisions if decision]
 
+    def pass_safe(self) -> None:
+        """Takes a SAFE verdict on the next token, which is no scaffold."""
+        self._levels.append(RiskLevel.SAFE)
+
     def judge(self, verdict: Verdict, *, scaffold: bool) -> Decision | None:
         """Takes the next token's verdict; returns the decision if it rises here.
 

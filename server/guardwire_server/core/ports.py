@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from guardwire_server.core import events as ev
+from guardwire_server.core.errors import InvalidField, StreamTimeout
 from guardwire_server.core.scaffold import Scaffold
 from guardwire_server.core.verdict import Message
 
@@ -18,6 +19,14 @@ class SessionLimits:
     max_pending_tokens: int
     idle_timeout_s: float
     max_lifetime_s: float
+
+    def timeout(self, *, age_s: float, idle_s: float) -> StreamTimeout | None:
+        """Why a stream so old, whose caller has been silent for so long, must end; None if it need not."""
+        if age_s >= self.max_lifetime_s:
+            return StreamTimeout("MAX_LIFETIME", f"the stream is older than the limit of {self.max_lifetime_s:g} s")
+        if idle_s >= self.idle_timeout_s:
+            return StreamTimeout("IDLE_TIMEOUT", f"the stream sent nothing for {self.idle_timeout_s:g} s, the limit")
+        return None
 
 
 class TextStream(Protocol):
@@ -58,6 +67,24 @@ class TurnRenderer(Protocol):
     def text_stream(self) -> TextStream:
         """A new incremental tokenizer."""
         ...
+
+
+def render_prompt(
+    renderer: TurnRenderer, prompt: "tuple[Message, ...] | ev.RenderedTurn | array[int]", thinking: ev.Thinking
+) -> ev.RenderedTurn:
+    """The prompt of an `open`, in whichever of its forms, up to the answer.
+
+    Raises:
+        InvalidField: If templated ids hold no user message.
+    """
+    if isinstance(prompt, ev.RenderedTurn):
+        return prompt
+    if not isinstance(prompt, array):
+        return renderer.prompt(prompt, thinking)
+    query_index = renderer.find_query_index(prompt)
+    if query_index is None:
+        raise InvalidField("NO_USER_TURN", "open.templated.token_ids", "holds no user turn closed by <|im_end|>")
+    return ev.RenderedTurn(prompt, query_index)
 
 
 LONG_TEXT_CHARS = 16_384

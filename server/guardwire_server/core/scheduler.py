@@ -24,13 +24,13 @@ only: no tensors, no clock, no threads.
 import itertools
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 
 from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
 from guardwire_server.core.prefix_index import PrefixIndex
-from guardwire_server.core.sequence import Sequence
-from guardwire_server.core.step_plan import Chunk, Copy, StepPlan
+from guardwire_server.core.sequence import Sequence, order_of_service
+from guardwire_server.core.step_plan import Chunk, Copy, Read, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,10 @@ class Scheduler:
         """Whether any token is pending."""
         return bool(self._waiting)
 
-    def is_waiting(self, seq_id: int) -> bool:
-        """Whether any token of a sequence is pending."""
-        return seq_id in self._waiting
+    @property
+    def waiting_ids(self) -> Set[int]:
+        """The sequences of which any token is pending; a view."""
+        return self._waiting.keys()
 
     @property
     def num_pending_tokens(self) -> int:
@@ -127,6 +128,19 @@ class Scheduler:
             raise ValueError(f"{len(ids)} ids with {len(reads)} reads")
         sequence.ids.extend(ids)
         sequence.reads += reads
+        self._refile(sequence)
+
+    def append(self, seq_id: int, token_id: int, read: Read) -> None:
+        """Appends one token to a sequence: the same as `extend`.
+
+        Raises:
+            ValueError: If the sequence would outgrow the largest extent; nothing is appended then.
+        """
+        sequence = self._sequences[seq_id]
+        if len(sequence.ids) >= self._arena.root_tokens:
+            raise ValueError(f"{len(sequence.ids) + 1} tokens exceed the largest extent")
+        sequence.ids.append(token_id)
+        sequence.reads.append(read)
         self._refile(sequence)
 
     def truncate(self, seq_id: int, num_tokens: int, epoch: int) -> None:
@@ -177,20 +191,19 @@ class Scheduler:
         copies: list[Copy] = []
         chunks: dict[int, Chunk] = {}
         budget = limits.max_num_batched_tokens
-        order = self._order()
-        is_long = {each.seq_id: each.is_long or each.num_pending > limits.short_extend_tokens for each, _ in order}
-        long_budget = budget if all(is_long.values()) and not expects_short else self.long_tokens_beside_short
-        for sequence, max_tokens in order:
+        order = order_of_service(self._waiting.values(), budget, limits.short_extend_tokens, limits.long_share)
+        has_short = expects_short or not all(is_long for _, _, is_long in order)
+        long_budget = self.long_tokens_beside_short if has_short else budget
+        for sequence, max_tokens, is_long in order:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
-            left = min(budget, long_budget) if is_long[sequence.seq_id] else budget
-            if left <= 0 or not self._reserve(sequence, copies, chunks):
+            num_tokens = min(max_tokens, budget, long_budget) if is_long else min(max_tokens, budget)
+            if num_tokens <= 0 or not self._reserve(sequence, copies, chunks):
                 continue
-            chunk = sequence.next_chunk(min(left, max_tokens, sequence.num_pending))
-            chunks[sequence.seq_id] = chunk
-            budget -= len(chunk.ids)
-            if is_long[sequence.seq_id]:
-                long_budget -= len(chunk.ids)
+            chunks[sequence.seq_id] = sequence.next_chunk(num_tokens)
+            budget -= num_tokens
+            if is_long:
+                long_budget -= num_tokens
         return StepPlan(tuple(copies), tuple(chunks.values()))
 
     def complete(self, plan: StepPlan) -> None:
@@ -205,19 +218,6 @@ class Scheduler:
             elif sequence.num_done >= sequence.waits_for:
                 del self._waiting[sequence.seq_id]
                 self._refile(sequence)
-
-    def _order(self) -> list[tuple[Sequence, int]]:
-        """The waiting sequences in the order of service, each with the most tokens it may take."""
-        budget, short_tokens = self._limits.max_num_batched_tokens, self._limits.short_extend_tokens
-        waiting = list(self._waiting.values())
-        if not waiting:
-            return []
-        head, others = waiting[0], waiting[1:]
-        short = [sequence for sequence in others if sequence.num_pending <= short_tokens]
-        long = [sequence for sequence in others if sequence.num_pending > short_tokens]
-        demand = sum(sequence.num_pending for sequence in short)
-        head_tokens = max(short_tokens, int(budget * self._limits.long_share), budget - demand)
-        return [(head, head_tokens), *((sequence, budget) for sequence in short + long)]
 
     def _reserve(self, sequence: Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
         """Makes sure that the sequence's extent holds all its tokens; False if this step has no room for it."""

@@ -1,10 +1,13 @@
 """A sequence as the scheduler sees it: its tokens, and how far the model has seen them."""
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from guardwire_server.core.kv_arena import Extent
-from guardwire_server.core.step_plan import Chunk
+from guardwire_server.core.step_plan import Chunk, Read
+
+_SINGLE = tuple(bytes((read,)) for read in Read)
 
 
 @dataclass(slots=True)
@@ -35,8 +38,32 @@ class Sequence:
         """The next `num_tokens` tokens; readings that were handed out before are not taken again."""
         assert self.extent is not None
         start, stop = self.num_cached, self.num_cached + num_tokens
+        if num_tokens == 1 and self.num_done <= start:  # by far the most frequent
+            return Chunk(self.seq_id, self.epoch, start, self.ids[start:stop], _SINGLE[self.reads[start]], self.extent)
         reads = bytes(self.reads[start:stop])
         if self.num_done > start:
             num_known = min(self.num_done - start, num_tokens)
             reads = bytes(num_known) + reads[num_known:]
         return Chunk(self.seq_id, self.epoch, start, self.ids[start:stop], reads, self.extent)
+
+
+def order_of_service(
+    sequences: Iterable[Sequence], budget: int, short_tokens: int, long_share: float
+) -> list[tuple[Sequence, int, bool]]:
+    """Waiting sequences in the order of service, the most tokens each may take, and whether it is a long one.
+
+    Args:
+        sequences: The longest waiting first.
+        budget: Tokens of a step.
+        short_tokens: Up to so many pending tokens go before more.
+        long_share: The part of the budget, 0 to 1, that the longest waiting gets at least.
+    """
+    waiting = [(each, each.num_pending, each.is_long or each.num_pending > short_tokens) for each in sequences]
+    if not waiting:
+        return []
+    (head, num_pending, is_long), others = waiting[0], waiting[1:]
+    short = [entry for entry in others if entry[1] <= short_tokens]
+    long = [entry for entry in others if entry[1] > short_tokens]
+    demand = sum(entry[1] for entry in short)
+    head_tokens = max(short_tokens, int(budget * long_share), budget - demand)
+    return [(head, min(num_pending, head_tokens), is_long), *short, *long]

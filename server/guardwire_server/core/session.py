@@ -16,13 +16,15 @@ from collections import deque
 
 from guardwire_server.core import events as ev
 from guardwire_server.core.answer_input import AnswerInput
-from guardwire_server.core.errors import Abandoned, InvalidField, OutOfRange, RequestError, StreamTimeout, WrongState
+from guardwire_server.core.errors import Abandoned, OutOfRange, RequestError, WrongState
 from guardwire_server.core.policy import Action, Decision, decide_prompt
-from guardwire_server.core.ports import SessionLimits, TurnRenderer
+from guardwire_server.core.ports import SessionLimits, TurnRenderer, render_prompt
 from guardwire_server.core.reports import VerdictReporter, decide_unjudged, summarise
 from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transcript import Transcript
 from guardwire_server.core.transitions import HANDLERS, State, wrong_state
+
+_NO_OFFSETS = array("Q")
 
 
 class Session:
@@ -68,6 +70,32 @@ class Session:
             self._dispatch(event, outputs)
         return outputs
 
+    def push_token(self, token_id: int, now_s: float) -> bool:
+        """The short way of one pushed token: True if it was taken and only an extension by it follows.
+
+        Otherwise nothing was done, and it must come as an event.
+        """
+        is_plain = self._state is State.STREAMING and self._options.input_kind is ev.InputKind.TOKENS
+        if not is_plain or not self._input.push_id(token_id):
+            return False
+        self._now_s = self._idle_since_s = now_s
+        return True
+
+    def take_safe(self, event: ev.TokensJudged, now_s: float) -> ev.TokenVerdicts | None:
+        """The short way of one SAFE verdict: the report that alone follows.
+
+        None if nothing was done; then it must come as an event.
+        """
+        transcript = self._transcript
+        is_plain = self._state is State.STREAMING and event.verdicts.is_one_safe and not self._input.is_waiting
+        index = transcript.next_judged(event.position) if is_plain else None
+        if index is None or not self._reporter.tells_all_from(index):
+            return None
+        transcript.present.judge.pass_safe()
+        transcript.num_judged = index + 1
+        self._now_s = self._idle_since_s = now_s
+        return ev.TokenVerdicts(index, event.verdicts, _NO_OFFSETS, b"")
+
     def _dispatch(self, event: ev.Event, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:
             return
@@ -87,7 +115,7 @@ class Session:
         self._reporter = VerdictReporter(event.update_mode, event.resume_from)
         self._opened_s = self._idle_since_s = self._now_s
         field = "open.templated.token_ids" if isinstance(event.prompt, array) else "open.conversation"
-        turn = self._render(event, field)
+        turn = render_prompt(self._renderer, event.prompt, event.thinking)
         extension = self._begin_turn(turn, field)
         num_prompt_tokens = len(turn.token_ids)
         outputs.append(
@@ -146,7 +174,7 @@ class Session:
     def _abandon(self, event: ev.InputEnded, outputs: list[ev.Output]) -> None:
         self._end(Abandoned("ABANDONED", "the caller's input ended without `finish`"), outputs)
 
-    # --- the engine's results ------------------------------------------------------------------------------------
+    # --- the results of the engine, the clock and the server -------------------------------------------------------
 
     def _take_prompt_verdict(self, event: ev.PromptJudged, outputs: list[ev.Output]) -> None:
         turn = next((turn for turn in self._transcript.turns if turn.query_position == event.position), None)
@@ -188,18 +216,11 @@ class Session:
     def _fail(self, event: ev.SequenceFailed, outputs: list[ev.Output]) -> None:
         self._end(event.error, outputs)
 
-    # --- the clock and the server --------------------------------------------------------------------------------
-
     def _check_deadlines(self, event: ev.TimePassed, outputs: list[ev.Output]) -> None:
-        limits = self._limits
-        if self._now_s - self._opened_s >= limits.max_lifetime_s:
-            message = f"the stream is older than the limit of {limits.max_lifetime_s:g} s"
-            self._end(StreamTimeout("MAX_LIFETIME", message), outputs)
-            return
         waits_for_caller = self._state is not State.CLOSING and not self._transcript.num_pending
-        if waits_for_caller and self._now_s - self._idle_since_s >= limits.idle_timeout_s:
-            message = f"the stream sent nothing for {limits.idle_timeout_s:g} s, the limit"
-            self._end(StreamTimeout("IDLE_TIMEOUT", message), outputs)
+        idle_s = self._now_s - self._idle_since_s if waits_for_caller else 0.0
+        if error := self._limits.timeout(age_s=self._now_s - self._opened_s, idle_s=idle_s):
+            self._end(error, outputs)
 
     def _announce_drain(self, event: ev.DrainAnnounced, outputs: list[ev.Output]) -> None:
         outputs.append(ev.DrainingNoted(event.timeout_s))
@@ -209,18 +230,6 @@ class Session:
 
     def _pass_over(self, event: ev.Event, outputs: list[ev.Output]) -> None:
         """Nothing follows from the event here."""
-
-    # --- what they share -----------------------------------------------------------------------------------------
-
-    def _render(self, event: ev.OpenRequested, field: str) -> ev.RenderedTurn:
-        if isinstance(event.prompt, ev.RenderedTurn):
-            return event.prompt
-        if not isinstance(event.prompt, array):
-            return self._renderer.prompt(event.prompt, event.thinking)
-        query_index = self._renderer.find_query_index(event.prompt)
-        if query_index is None:
-            raise InvalidField("NO_USER_TURN", field, "holds no user turn closed by <|im_end|>")
-        return ev.RenderedTurn(event.prompt, query_index)
 
     def _begin_turn(self, rendered: ev.RenderedTurn, field: str) -> ev.ExtendSequence:
         self._input.require_room(len(rendered.token_ids), field)

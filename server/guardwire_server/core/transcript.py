@@ -119,6 +119,12 @@ class Transcript:
         self.scaffold_marks += scaffold_marks
         self.num_positions += len(ids)
 
+    def push_text_token(self, token_id: int) -> None:
+        """Appends one token that is no scaffold."""
+        self.pushed_ids.append(token_id)
+        self.scaffold_marks.append(0)
+        self.num_positions += 1
+
     def truncate(self, num_tokens_kept: int) -> int:
         """Forgets the present answer's tokens from that index on; returns how many positions are left."""
         position = self.position_of(num_tokens_kept)
@@ -153,6 +159,16 @@ class Transcript:
         self._truncations = [entry for entry in self._truncations if entry[0] > epoch]
         limit = min((kept for _, kept in self._truncations), default=position + num_tokens)
         return max(0, min(num_tokens, limit - position))
+
+    def next_judged(self, position: int) -> int | None:
+        """The index of the present answer's token at `position`, if it is the next to be judged and surely so.
+
+        None where that takes a closer look: the token is scaffold, belongs to an earlier answer or has an offset in a
+        text, or something was taken back.
+        """
+        turn, index = self.turns[-1], self.num_judged
+        is_next = index == turn.window_index + position - turn.answer_position and position >= turn.answer_position
+        return index if is_next and not (self._truncations or self.text_ends or self.scaffold_marks[index]) else None
 
     def holds(self, start: int, ids: "array[int]") -> bool:
         """Whether exactly these tokens were pushed from index `start` on."""

@@ -92,51 +92,106 @@ class Verdict:
     category_probability: float
 
 
-@dataclass(slots=True)  # not frozen, which would make the making several times as slow
+_SAFE = int(RiskLevel.SAFE)  # a plain number compares several times as fast
+
+VerdictRow = tuple[int, float, float, float, int, float]
+"""A verdict in plain numbers: level; probabilities of safe, controversial, unsafe; category or 0; its probability."""
+
+
 class VerdictArrays:
     """The verdicts on consecutive tokens, packed: one entry a token, in token order. Nobody changes them once made.
 
-    `risk_levels` ("B") holds RiskLevel values, `probabilities` ("f") three entries a token (safe, controversial,
-    unsafe), `categories` ("B") Category values or 0 where the level is SAFE, `category_probabilities` ("f") the
-    probability of that category or 0.0.
+    A slice is a view: a step's verdicts are packed once, and dealing them out to its sequences copies none of them.
     """
 
-    risk_levels: "array[int]"
-    probabilities: "array[float]"
-    categories: "array[int]"
-    category_probabilities: "array[float]"
+    __slots__ = ("_columns", "_start", "_stop")
+
+    def __init__(
+        self,
+        risk_levels: "array[int]",
+        probabilities: "array[float]",
+        categories: "array[int]",
+        category_probabilities: "array[float]",
+    ) -> None:
+        """Takes the arrays over.
+
+        Args:
+            risk_levels: "B", RiskLevel values.
+            probabilities: "f", three entries a token: safe, controversial, unsafe.
+            categories: "B", Category values, or 0 where the level is SAFE.
+            category_probabilities: "f", the probability of that category, or 0.0.
+        """
+        self._columns = risk_levels, probabilities, categories, category_probabilities
+        self._start, self._stop = 0, len(risk_levels)
+
+    @property
+    def risk_levels(self) -> "array[int]":
+        """RiskLevel values ("B")."""
+        return self._columns[0][self._start : self._stop]
+
+    @property
+    def probabilities(self) -> "array[float]":
+        """Three entries a token ("f"): safe, controversial, unsafe."""
+        return self._columns[1][3 * self._start : 3 * self._stop]
+
+    @property
+    def categories(self) -> "array[int]":
+        """Category values, or 0 where the level is SAFE ("B")."""
+        return self._columns[2][self._start : self._stop]
+
+    @property
+    def category_probabilities(self) -> "array[float]":
+        """The probability of the category, or 0.0 ("f")."""
+        return self._columns[3][self._start : self._stop]
 
     def __len__(self) -> int:
-        return len(self.risk_levels)
+        return self._stop - self._start
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same is said of as many tokens."""
+        return isinstance(other, VerdictArrays) and self._arrays() == other._arrays()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __getitem__(self, index: int) -> Verdict:
         """The verdict on the token at `index`, 0 to len - 1."""
-        category = self.categories[index]
+        level, safe, controversial, unsafe, category, category_probability = self.row(index)
         return Verdict(
-            risk_level=RiskLevel(self.risk_levels[index]),
+            risk_level=RiskLevel(level),
             category=Category(category) if category else None,
-            probabilities=RiskProbabilities(*self.probabilities[3 * index : 3 * index + 3]),
-            category_probability=self.category_probabilities[index],
+            probabilities=RiskProbabilities(safe, controversial, unsafe),
+            category_probability=category_probability,
         )
+
+    def row(self, index: int) -> VerdictRow:
+        """The same in plain numbers."""
+        levels, probabilities, categories, category_probabilities = self._columns
+        entry = self._start + index
+        safe, controversial, unsafe = probabilities[3 * entry : 3 * entry + 3]
+        return levels[entry], safe, controversial, unsafe, categories[entry], category_probabilities[entry]
+
+    @property
+    def is_one_safe(self) -> bool:
+        """Whether these are the verdict on a single token, and it is SAFE."""
+        return self._stop - self._start == 1 and self._columns[0][self._start] == _SAFE
 
     @classmethod
     def join(cls, parts: "Sequence[VerdictArrays]") -> "VerdictArrays":
         """The verdicts of all parts, one part after another."""
-        joined = cls(array("B"), array("f"), array("B"), array("f"))
+        levels, probabilities, categories, category_probabilities = array("B"), array("f"), array("B"), array("f")
         for part in parts:
-            joined.risk_levels.extend(part.risk_levels)
-            joined.probabilities.extend(part.probabilities)
-            joined.categories.extend(part.categories)
-            joined.category_probabilities.extend(part.category_probabilities)
-        return joined
+            levels.extend(part.risk_levels)
+            probabilities.extend(part.probabilities)
+            categories.extend(part.categories)
+            category_probabilities.extend(part.category_probabilities)
+        return cls(levels, probabilities, categories, category_probabilities)
 
     def slice(self, start: int, stop: int) -> "VerdictArrays":
-        """The verdicts on tokens `start` to `stop` - 1; these themselves if that is all, since nobody changes them."""
-        if start == 0 and stop == len(self.risk_levels):
-            return self
-        return VerdictArrays(
-            risk_levels=self.risk_levels[start:stop],
-            probabilities=self.probabilities[3 * start : 3 * stop],
-            categories=self.categories[start:stop],
-            category_probabilities=self.category_probabilities[start:stop],
-        )
+        """The verdicts on tokens `start` to `stop` - 1, with 0 <= start <= stop <= len: a view."""
+        part = VerdictArrays.__new__(VerdictArrays)
+        part._columns = self._columns
+        part._start, part._stop = self._start + start, self._start + stop
+        return part
+
+    def _arrays(self) -> "tuple[array[int], array[float], array[int], array[float]]":
+        return self.risk_levels, self.probabilities, self.categories, self.category_probabilities

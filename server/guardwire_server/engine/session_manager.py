@@ -32,6 +32,7 @@ from guardwire_server.engine.stream_engine import (
     SequenceEvent,
     SequenceMessage,
     StreamEngine,
+    TokenStep,
 )
 from guardwire_server.engine.stream_session import StreamSession
 
@@ -114,6 +115,13 @@ class SessionManager:
         """Hands a command to the engine; a lost device tells every stream by itself."""
         try:  # noqa: SIM105 contextlib.suppress costs more than all else here
             self._thread.submit(self._engine, SequenceMessage(seq_id, command))
+        except EngineUnavailable:
+            pass
+
+    def send_step(self, seq_ids: list[int], token_ids: "array[int]") -> None:
+        """Hands one token for each of these sequences to the engine: the same as an `ExtendSequence` for each."""
+        try:  # noqa: SIM105 as above
+            self._thread.submit(self._engine, TokenStep(seq_ids, token_ids))
         except EngineUnavailable:
             pass
 

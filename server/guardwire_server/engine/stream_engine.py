@@ -1,6 +1,7 @@
 """The stream model's side of the device thread: sequences in, verdicts out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,15 +31,28 @@ class CloseSequence:
     """Forget a sequence and all that is pending of it."""
 
 
+SequenceCommand = OpenSequence | CloseSequence | ExtendSequence | TruncateSequence
+
+
 class SequenceMessage(NamedTuple):
     """A command for one sequence."""
 
     seq_id: int
-    command: OpenSequence | CloseSequence | ExtendSequence | TruncateSequence
+    command: SequenceCommand
+
+
+class TokenStep(NamedTuple):
+    """One more token of an answer for each of many sequences, in order."""
+
+    seq_ids: list[int]
+    token_ids: "array[int]"
 
 
 SequenceEvent = tuple[int, EngineEvent]
 """A sequence's id and what became of it."""
+
+
+_ONE_RESPONSE = bytes((Read.RESPONSE,))
 
 
 class StreamEngine:
@@ -68,21 +82,12 @@ class StreamEngine:
         """Whether somebody whom the last step answered has not sent anything since."""
         return bool(self._expected)
 
-    def apply(self, message: SequenceMessage) -> None:
+    def apply(self, message: SequenceMessage | TokenStep) -> None:
         """Takes a command; one for a sequence that failed meanwhile is passed over."""
-        seq_id, command = message.seq_id, message.command
-        if isinstance(command, OpenSequence):
-            self._scheduler.add(seq_id)
-            self._seq_ids.add(seq_id)
-        elif seq_id not in self._seq_ids:
-            return
-        elif isinstance(command, ExtendSequence):
-            self._expected.discard(seq_id)
-            self._scheduler.extend(seq_id, command.ids, command.reads)
-        elif isinstance(command, TruncateSequence):
-            self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
+        if isinstance(message, TokenStep):
+            self._append(message)
         else:
-            self._remove(seq_id)
+            self._apply(*message)
 
     def update_load(self) -> None:
         """Tells the load anew; once for all messages that were applied."""
@@ -98,7 +103,7 @@ class StreamEngine:
             return self._fail(plan)
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
-        self._expected = {chunk.seq_id for chunk in plan.chunks if not self._scheduler.is_waiting(chunk.seq_id)}
+        self._expected = {chunk.seq_id for chunk in plan.chunks} - self._scheduler.waiting_ids
         self.load = self.load.after(self._scheduler, plan)
         return list(_events(plan, readings))
 
@@ -113,6 +118,26 @@ class StreamEngine:
     def deliver(self, results: Sequence[SequenceEvent]) -> None:
         """Passes a step's events on, on the event loop."""
         self._on_events(results)
+
+    def _append(self, step: TokenStep) -> None:
+        for seq_id, token_id in zip(*step, strict=True):
+            if seq_id in self._seq_ids:
+                self._expected.discard(seq_id)
+                self._scheduler.append(seq_id, token_id, Read.RESPONSE)
+
+    def _apply(self, seq_id: int, command: SequenceCommand) -> None:
+        if isinstance(command, OpenSequence):
+            self._scheduler.add(seq_id)
+            self._seq_ids.add(seq_id)
+        elif seq_id not in self._seq_ids:
+            return
+        elif isinstance(command, ExtendSequence):
+            self._expected.discard(seq_id)
+            self._scheduler.extend(seq_id, command.ids, command.reads)
+        elif isinstance(command, TruncateSequence):
+            self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
+        else:
+            self._remove(seq_id)
 
     def _fail(self, plan: StepPlan) -> Sequence[SequenceEvent]:
         error = step_failed(len(plan.chunks))
@@ -132,6 +157,11 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]
     """Deals the readings of a step out to its sequences, one event per run of consecutive readings."""
     num_responses = num_queries = 0
     for chunk in plan.chunks:
+        if chunk.reads == _ONE_RESPONSE:  # by far the most frequent
+            verdicts = readings.responses.slice(num_responses, num_responses + 1)
+            num_responses += 1
+            yield chunk.seq_id, TokensJudged(chunk.epoch, chunk.start, verdicts)
+            continue
         for start, stop, read in _runs(chunk.reads):
             position = chunk.start + start
             if read == Read.RESPONSE:
@@ -143,14 +173,8 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]
                 num_queries += 1
 
 
-def _runs(reads: bytes) -> Iterable[tuple[int, int, int]]:
+def _runs(reads: bytes) -> Iterator[tuple[int, int, int]]:
     """Runs (start, stop, read) of equal codes; a query is always a run of its own."""
-    if reads.count(Read.RESPONSE) == len(reads):  # by far the most frequent
-        return ((0, len(reads), Read.RESPONSE),)
-    return _mixed_runs(reads)
-
-
-def _mixed_runs(reads: bytes) -> Iterator[tuple[int, int, int]]:
     start = 0
     while start < len(reads):
         read = reads[start]

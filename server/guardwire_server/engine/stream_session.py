@@ -14,6 +14,7 @@ from guardwire_server.core.events import (
     ExtendSequence,
     OpenRequested,
     StreamEnded,
+    TokensJudged,
     TokenVerdicts,
     TruncateSequence,
     Update,
@@ -42,7 +43,7 @@ class StreamSession:
         self._manager = manager
         self._on_change = on_change
         self._session = session
-        self._seq_id = seq_id
+        self.seq_id = seq_id
         self._max_queued_updates = manager.limits.max_queued_updates
         self._updates: deque[Update] = deque()
         self._end: StreamEnded | None = None
@@ -63,7 +64,7 @@ class StreamSession:
 
     def close(self) -> None:
         """Forgets the stream and all that is pending of it."""
-        self._manager.close(self._seq_id)
+        self._manager.close(self.seq_id)
 
     @property
     def ended(self) -> StreamEnded | None:
@@ -84,7 +85,7 @@ class StreamSession:
         """Takes an event and passes on what follows from it."""
         for output in self._session.handle(event, self._manager.now_s()):
             if isinstance(output, (ExtendSequence, TruncateSequence)):
-                self._manager.send(self._seq_id, output)
+                self._manager.send(self.seq_id, output)
             elif isinstance(output, StreamEnded):
                 self._end = output
             else:
@@ -92,10 +93,24 @@ class StreamSession:
         if self._update_flow() or self._updates or self._end is not None:
             self._announce_change()
 
+    def push_token(self, token_id: int, now_s: float) -> bool:
+        """Takes one token, which the caller of this sends on to the engine as `seq_id`'s; see `Session.push_token`."""
+        if not self._session.push_token(token_id, now_s):
+            return False
+        if self._update_flow():
+            self._announce_change()
+        return True
+
     def handle_result(self, event: EngineEvent) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
         try:
-            self.handle(event)
+            update = self._session.take_safe(event, self._manager.now_s()) if isinstance(event, TokensJudged) else None
+            if update is None:
+                self.handle(event)
+            else:
+                self._updates.append(update)
+                self._update_flow()
+                self._announce_change()
         except Exception:
             self._updates.clear()
             self._end = StreamEnded(internal_error("a result could not be handled"))

@@ -9,8 +9,9 @@ streams of a call share its flow control.
 """
 
 import asyncio
+from array import array
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from guardwire.v1 import moderation_pb2 as pb
@@ -22,10 +23,11 @@ from guardwire_server.engine.stream_session import StreamSession
 from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error
+from guardwire_server.rpc.step_writer import StepWriter
 
 MAX_RESPONSES, MAX_TOKENS = 1024, 65_536
-"""Responses and tokens in one message (its last response may go beyond the latter). A token takes 18 bytes and a
-response without tokens under a kilobyte, which stays well below the 4 MiB that gRPC lets a caller receive."""
+"""Responses and tokens in one message (its last response may go beyond the latter). A token takes 18 bytes, packed up
+to 33, and a response without tokens under a kilobyte, which stays below the 4 MiB that gRPC lets a caller receive."""
 
 
 class ManyStreams:
@@ -47,13 +49,24 @@ class ManyStreams:
         self._refusals: deque[pb.StreamResponse] = deque()
         self._changed = asyncio.Event()
         self._has_input = True
+        self._packs = False  # whether the caller has sent a packed message, and so reads them
 
     async def take(self, message: pb.ModerateStreamsRequest) -> None:
-        """Takes a message; returns when the next one may come."""
+        """Takes a message; returns when the next one may come.
+
+        Raises:
+            InvalidField: If the packed part is malformed.
+        """
         for item in message.requests:
             if (event := self._take_one(item)) is not None:
                 await self._streams[item.stream_id][0].handle_open(event)
-        while any(self._is_held(item.stream_id) for item in message.requests):
+        named = [item.stream_id for item in message.requests]
+        if message.HasField("step"):
+            self._packs = True
+            self._take_step(self._reader.token_step(message.step))
+            named += message.step.stream_ids
+        while held := [stream_id for stream_id in named if self._is_held(stream_id)]:
+            named = held
             self._changed.clear()
             await self._changed.wait()
 
@@ -68,7 +81,7 @@ class ManyStreams:
         """What to tell the caller, until the input has ended and every stream, too."""
         while self._has_input or self._streams or self._refusals:
             message = self._gather()
-            if message.responses:
+            if message.responses or message.HasField("step"):
                 self._changed.set()  # there is room for more input now
                 yield message
             else:
@@ -87,14 +100,40 @@ class ManyStreams:
             event: CallerEvent = self._reader.stream_event(item.request)
         except CallerError as error:
             event = InputRefused(error)
-        known = self._streams.get(item.stream_id)
-        if known is None and not self._admit(item.stream_id, event):
-            return None
         if isinstance(event, OpenRequested):
-            return event
-        assert known is not None  # only an `open` makes a stream
-        known[0].handle(event)
+            return event if item.stream_id in self._streams or self._admit(item.stream_id, event) else None
+        self._hand(item.stream_id, event)
         return None
+
+    def _take_step(self, step: Sequence[tuple[int, int]]) -> None:
+        """Hands each stream its token; all that are nothing but one more token go to the engine as one message."""
+        now_s = self._manager.now_s()
+        seq_ids, token_ids = list[int](), array("i")
+        for stream_id, token_id in step:
+            known = self._streams.get(stream_id)
+            if known and self._reader.is_token(token_id) and known[0].push_token(token_id, now_s):
+                seq_ids.append(known[0].seq_id)
+                token_ids.append(token_id)
+                continue
+            # What follows from it must not overtake what came before.
+            self._manager.send_step(seq_ids, token_ids)
+            seq_ids, token_ids = [], array("i")
+            self._take_step_event(stream_id, token_id)
+        self._manager.send_step(seq_ids, token_ids)
+
+    def _take_step_event(self, stream_id: int, token_id: int) -> None:
+        try:
+            event: CallerEvent = self._reader.step_event(token_id)
+        except CallerError as error:
+            event = InputRefused(error)
+        self._hand(stream_id, event)
+
+    def _hand(self, stream_id: int, event: CallerEvent) -> None:
+        """Hands a stream what is no `open`; the caller is told if there is no such stream."""
+        known = self._streams.get(stream_id)
+        if known is not None or self._admit(stream_id, event):
+            assert known is not None  # only an `open` makes a stream
+            known[0].handle(event)
 
     def _admit(self, stream_id: int, event: CallerEvent) -> bool:
         """Opens a stream whose first message this is; False, and the caller is told, if that cannot be."""
@@ -122,18 +161,20 @@ class ManyStreams:
 
     def _gather(self) -> pb.ModerateStreamsResponse:
         """The next responses, as many as a message takes; a stream whose last one this is leaves."""
-        message = pb.ModerateStreamsResponse()
-        responses = message.responses
-        num_tokens_left = MAX_TOKENS
+        message, step = pb.ModerateStreamsResponse(), StepWriter()
+        responses, num_tokens = message.responses, 0
+        told_last: int | None = None  # a stream's verdict is packed only before its responses: it is read before them
         while self._refusals and len(responses) < MAX_RESPONSES:
             responses.append(self._refusals.popleft())
-        while self._news and len(responses) < MAX_RESPONSES and num_tokens_left > 0:
+        while self._news and len(responses) < MAX_RESPONSES and num_tokens + len(step) < MAX_TOKENS:
             stream_id = next(iter(self._news))
             stream, writer = self._streams[stream_id]
             update = stream.take_update()
             if update is not None:
-                writer.write(update, responses.add(stream_id=stream_id).response)
-                num_tokens_left -= len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
+                if not self._packs or stream_id == told_last or not step.takes(stream_id, update):
+                    writer.write(update, responses.add(stream_id=stream_id).response)
+                    num_tokens += len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
+                    told_last = stream_id
                 if stream.has_news:
                     continue
             elif stream.ended and stream.ended.error:
@@ -142,4 +183,6 @@ class ManyStreams:
                 del self._streams[stream_id]
                 stream.close()
             del self._news[stream_id]
+        if step:
+            step.write(message.step)
         return message

@@ -92,6 +92,30 @@ class RequestReader:
             "EMPTY_REQUEST", "request", "one of open, tokens, text, rollback, user_turn, finish is required"
         )
 
+    def token_step(self, step: pb.TokenStep) -> list[tuple[int, int]]:
+        """The (stream id, token id) of a packed message.
+
+        Raises:
+            InvalidField: If there is not one token for each stream.
+        """
+        num_streams, num_tokens = len(step.stream_ids), len(step.token_ids)
+        if num_streams != num_tokens:
+            message = f"{num_tokens} ids for {num_streams} streams, one for each is required"
+            raise InvalidField("STEP_LENGTHS_DIFFER", "step.token_ids", message)
+        return list(zip(step.stream_ids, step.token_ids, strict=True))
+
+    def is_token(self, token_id: int) -> bool:
+        """Whether the vocabulary holds a token."""
+        return token_id < self._vocabulary_size
+
+    def step_event(self, token_id: int) -> ev.TokensPushed:
+        """The event of one token of a packed message.
+
+        Raises:
+            CallerError: If it is not a token.
+        """
+        return ev.TokensPushed(self._ids((token_id,), "step.token_ids"))
+
     def _open(self, request: pb.StreamOpen) -> ev.OpenRequested:
         model = self._catalogue.require_stream_model()
         check_model_name(model, request.model, "open.model")

@@ -146,13 +146,13 @@ def _write_verdicts(update: ev.TokenVerdicts, message: pb.Verdicts) -> None:
     start_index, verdicts, text_end_offsets, scaffold = update
     message.start_index = start_index
     if len(verdicts) == 1:  # as on a busy stream: plain numbers cost half as much as rows of one
-        message.risk_levels.append(cast("pb.RiskLevel.ValueType", verdicts.risk_levels[0]))
-        safe, controversial, unsafe = verdicts.probabilities
+        level, safe, controversial, unsafe, category, category_probability = verdicts.row(0)
+        message.risk_levels.append(cast("pb.RiskLevel.ValueType", level))
         message.safe_probabilities.append(safe)
         message.controversial_probabilities.append(controversial)
         message.unsafe_probabilities.append(unsafe)
-        message.categories.append(cast("pb.Category.ValueType", verdicts.categories[0]))
-        message.category_probabilities.append(verdicts.category_probabilities[0])
+        message.categories.append(cast("pb.Category.ValueType", category))
+        message.category_probabilities.append(category_probability)
     else:
         _extend_verdicts(verdicts, message)
     if text_end_offsets:
@@ -162,10 +162,11 @@ def _write_verdicts(update: ev.TokenVerdicts, message: pb.Verdicts) -> None:
 
 
 def _extend_verdicts(verdicts: VerdictArrays, message: pb.Verdicts) -> None:
+    probabilities = verdicts.probabilities
     message.risk_levels.extend(cast("Iterable[pb.RiskLevel.ValueType]", verdicts.risk_levels))
-    message.safe_probabilities.extend(verdicts.probabilities[0::3])
-    message.controversial_probabilities.extend(verdicts.probabilities[1::3])
-    message.unsafe_probabilities.extend(verdicts.probabilities[2::3])
+    message.safe_probabilities.extend(probabilities[0::3])
+    message.controversial_probabilities.extend(probabilities[1::3])
+    message.unsafe_probabilities.extend(probabilities[2::3])
     message.categories.extend(cast("Iterable[pb.Category.ValueType]", verdicts.categories))
     message.category_probabilities.extend(verdicts.category_probabilities)
 

@@ -13,9 +13,10 @@ from grpc import aio
 from guardwire.async_call import AsyncCall
 from guardwire.async_transport import End, Receive
 from guardwire.convert import responses
+from guardwire.convert.requests import Request
 from guardwire.errors import DeadlineExceeded, GuardwireError, stream_left, unreadable
 from guardwire.many_protocol import ManyProtocol
-from guardwire.stream_protocol import Request
+from guardwire.stream_protocol import Response
 from guardwire.v1 import moderation_pb2 as pb
 
 StartSharedCall = Callable[[], aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse]]
@@ -113,6 +114,10 @@ class SharedCall:
                 await self._to_write.wait()
 
     def _receive(self, message: pb.ModerateStreamsResponse) -> None:
+        for stream_id, verdict in responses.packed_verdicts(message.step):
+            stream = self._streams.get(stream_id)
+            if stream is not None:  # else it was left, or has ended
+                stream.receive(verdict)
         for item in message.responses:
             stream = self._streams.get(item.stream_id)
             has_ended = item.HasField("error") or item.response.HasField("summary")
@@ -173,7 +178,7 @@ class SharedCallStream:
         """Lets the server finish the stream, and drops what still comes for it."""
         self._fail(stream_left())
 
-    def receive(self, response: pb.ModerateStreamResponse) -> None:
+    def receive(self, response: Response) -> None:
         """Hands a response to the stream; one that breaks the contract costs this stream alone."""
         try:
             self._receive(response)

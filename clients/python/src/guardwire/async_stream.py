@@ -10,11 +10,11 @@ from typing import Any, Self
 import grpc
 
 from guardwire.async_transport import StreamTransport
+from guardwire.convert.requests import Request
 from guardwire.errors import DeadlineExceeded, GuardwireError, broken_contract
 from guardwire.results import Decision, StreamOpened, Update
-from guardwire.stream_protocol import Request, StreamProtocol
+from guardwire.stream_protocol import Response, StreamProtocol
 from guardwire.unread_updates import UnreadUpdates
-from guardwire.v1 import moderation_pb2 as pb
 
 
 class AsyncModerateStream:
@@ -174,7 +174,7 @@ class AsyncModerateStream:
         self._changed.clear()
         await self._changed.wait()
 
-    def _receive(self, response: pb.ModerateStreamResponse) -> None:
+    def _receive(self, response: Response) -> None:
         update = self._protocol.receive(response)
         if update is not None:
             self._unread.add(update)

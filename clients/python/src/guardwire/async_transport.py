@@ -9,11 +9,13 @@ from typing import Protocol
 from grpc import aio
 
 from guardwire.async_call import AsyncCall
+from guardwire.convert import requests
+from guardwire.convert.requests import Request
 from guardwire.errors import GuardwireError
-from guardwire.stream_protocol import Request
+from guardwire.stream_protocol import Response
 from guardwire.v1 import moderation_pb2 as pb
 
-Receive = Callable[[pb.ModerateStreamResponse], None]
+Receive = Callable[[Response], None]
 End = Callable[[GuardwireError | None], None]
 
 StartCall = Callable[[], aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]]
@@ -56,9 +58,9 @@ class OwnCall:
         """Writes each request when grpc has taken the one before; `finish` ends the caller's half."""
         assert self._call is not None  # the stream starts before it sends
         async with self._sending:
-            for request in build():
-                await self._call.write(request)
-                if request.HasField("finish"):
+            for message in map(requests.message, build()):
+                await self._call.write(message)
+                if message.HasField("finish"):
                     await self._call.done_writing()
 
     async def leave(self) -> None:

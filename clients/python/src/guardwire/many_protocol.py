@@ -4,6 +4,10 @@ Theory of operation: requests wait here, by stream, while a message is being wri
 has gathered, each stream's in its order. The contract has no word for giving up one stream of a call. A stream that is
 left before its end is therefore asked to `finish`, what it had still to send is dropped, and so is what still comes for
 it until its end. Ids are never used twice on a call, so whatever comes late for a stream is nobody else's.
+
+Single tokens travel packed, as the message's `step`, which the server takes after its `requests`: only those that no
+other request of their stream follows can go there. The step has no start indices. They would say no more than the order
+of the messages does, on a resumed stream too: the protocol of a stream counts, and pushes nothing twice.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from guardwire.convert import requests as requests_of
+from guardwire.convert.requests import Request, SingleToken
 from guardwire.errors import invalid_request
-from guardwire.stream_protocol import Request
 from guardwire.v1 import moderation_pb2 as pb
 
 MAX_WAITING_REQUESTS = 16
@@ -26,6 +30,12 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 22) - 64
 """What fits into gRPC's 4 MiB with what a message adds; a larger request would end the call for every stream."""
 
+_ENVELOPE_BYTES = 21
+"""What a message adds to a request, at most: the tags, two lengths below 4 MiB and a stream id, as varints."""
+
+_STEP_TOKEN_BYTES = 15
+"""What a token of a step takes, at most: its stream id and its own, as varints."""
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -33,6 +43,60 @@ class _Stream:
     begun: bool = False  # `open` was taken
     finished: bool = False  # `finish` was taken
     left: bool = False
+
+
+class _Message:
+    """A message that is being filled: its requests, its step and how large they are. Owner: `take_message`."""
+
+    def __init__(self) -> None:
+        self._message = pb.ModerateStreamsRequest()
+        self._stream_ids: list[int] = []
+        self._token_ids: list[int] = []
+        self._num_bytes = 0
+
+    def take(self, stream_id: int, stream: _Stream) -> bool:
+        """Takes what waits of a stream, in its order; False when not all of it fits."""
+        waiting = stream.waiting
+        num_packed = _num_last_tokens(waiting)
+        while len(waiting) > num_packed:
+            request = requests_of.message(waiting[0])
+            if not self._fits(request.ByteSize() + _ENVELOPE_BYTES):
+                return False
+            self._message.requests.add(stream_id=stream_id, request=request)
+            stream.begun |= request.HasField("open")
+            stream.finished |= request.HasField("finish")
+            waiting.popleft()
+        while waiting and isinstance(waiting[0], SingleToken):
+            if not self._fits(_STEP_TOKEN_BYTES):
+                return False
+            self._stream_ids.append(stream_id)
+            self._token_ids.append(waiting[0].token_id)
+            waiting.popleft()
+        return True
+
+    def build(self) -> pb.ModerateStreamsRequest | None:
+        """The message; None when it is empty."""
+        if self._stream_ids:
+            self._message.step.stream_ids.extend(self._stream_ids)
+            self._message.step.token_ids.extend(self._token_ids)
+        return self._message if self._num_bytes else None
+
+    def _fits(self, num_bytes: int) -> bool:
+        """Whether the message takes so much more, and counts it if so; whatever is first is taken."""
+        if self._num_bytes and self._num_bytes + num_bytes > MAX_MESSAGE_BYTES:
+            return False
+        self._num_bytes += num_bytes
+        return True
+
+
+def _num_last_tokens(waiting: deque[Request]) -> int:
+    """How many single tokens nothing else follows."""
+    num_tokens = 0
+    for request in reversed(waiting):
+        if not isinstance(request, SingleToken):
+            break
+        num_tokens += 1
+    return num_tokens
 
 
 class ManyProtocol:
@@ -73,7 +137,7 @@ class ManyProtocol:
         if stream is None or stream.left or not requests:
             return
         for request in requests:
-            if request.ByteSize() > MAX_REQUEST_BYTES:
+            if not isinstance(request, SingleToken) and request.ByteSize() > MAX_REQUEST_BYTES:
                 kind = request.WhichOneof("request") or ""
                 message = f"{request.ByteSize()} bytes are too many for one message, at most {MAX_REQUEST_BYTES}"
                 raise invalid_request(message, kind)
@@ -106,19 +170,9 @@ class ManyProtocol:
 
     def take_message(self) -> pb.ModerateStreamsRequest | None:
         """The next message to write, as much as fits of what waits; None when nothing does."""
-        message = pb.ModerateStreamsRequest()
-        num_bytes = 0
-        while self._waiting:
-            stream_id = next(iter(self._waiting))
-            stream = self._streams[stream_id]
-            item = pb.StreamRequest(stream_id=stream_id, request=stream.waiting[0])
-            num_bytes += item.ByteSize()
-            if message.requests and num_bytes > MAX_MESSAGE_BYTES:
+        message = _Message()
+        for stream_id in list(self._waiting):
+            if not message.take(stream_id, self._streams[stream_id]):
                 break
-            message.requests.append(item)
-            stream.begun |= item.request.HasField("open")
-            stream.finished |= item.request.HasField("finish")
-            stream.waiting.popleft()
-            if not stream.waiting:
-                del self._waiting[stream_id]
-        return message if message.requests else None
+            del self._waiting[stream_id]
+        return message.build()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
 
+from guardwire.convert import requests
+from guardwire.convert.requests import Request
 from guardwire.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -20,7 +22,7 @@ from guardwire.errors import (
     unreadable,
 )
 from guardwire.results import Decision, StreamOpened, Update
-from guardwire.stream_protocol import Request, StreamProtocol
+from guardwire.stream_protocol import StreamProtocol
 from guardwire.unread_updates import UnreadUpdates
 from guardwire.v1 import moderation_pb2 as pb
 
@@ -37,7 +39,7 @@ class ResponseCall(Protocol):
         ...
 
 
-StartCall = Callable[[Iterator[Request]], ResponseCall]
+StartCall = Callable[[Iterator[pb.ModerateStreamRequest]], ResponseCall]
 
 
 class ModerateStream:
@@ -154,7 +156,8 @@ class ModerateStream:
         """
         if self._call is not None:
             raise RuntimeError("a stream can be entered once")
-        self._call = self._start(iter(self._requests.get, None))
+        waiting: Iterator[Request] = iter(self._requests.get, None)
+        self._call = self._start(map(requests.message, waiting))
         self._reader = threading.Thread(target=self._read, args=(self._call,), name="guardwire-stream", daemon=True)
         self._reader.start()
         try:
@@ -180,7 +183,7 @@ class ModerateStream:
             self._call.cancel()
             self._reader.join()
 
-    def _send(self, build: Callable[[], list[Request] | list[Request | None]]) -> None:
+    def _send(self, build: Callable[[], Sequence[Request | None]]) -> None:
         if self._call is None:
             raise RuntimeError("the stream is open only inside its `with` block")
         with self._changed:

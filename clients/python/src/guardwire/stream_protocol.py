@@ -20,13 +20,15 @@ import grpc
 
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
+from guardwire.convert.requests import Request
 from guardwire.enums import Action, InputKind, Role
 from guardwire.errors import InvalidRequest, broken_contract, invalid_request
 from guardwire.options import ModerateOptions
 from guardwire.results import Decision, RolledBack, StreamOpened, Summary, Update
 from guardwire.v1 import moderation_pb2 as pb
 
-Request = pb.ModerateStreamRequest
+Response = pb.ModerateStreamResponse | responses.PackedVerdict
+"""What a call of its own brings, or what one that many streams share packs for them."""
 
 
 class StreamProtocol:
@@ -103,16 +105,20 @@ class StreamProtocol:
         self._finished = True
         return [requests.finish()]
 
-    def receive(self, response: pb.ModerateStreamResponse) -> Update | None:
+    def receive(self, response: Response) -> Update | None:
         """Takes a response; gives what the caller is to see of it, if anything.
 
         Raises:
             ServerFault: The contract does not allow it. The stream is of no use any more.
         """
-        if response.HasField("opened"):
+        update: Update | None
+        if isinstance(response, responses.PackedVerdict):
+            update = responses.packed_verdict(response)
+        elif response.HasField("opened"):
             self.opened = responses.opened(response.opened)
             return None
-        update = responses.update(response)
+        else:
+            update = responses.update(response)
         if update is not None and self.opened is None:
             raise broken_contract(f"the server's first message on a stream is {type(update).__name__}")
         match update:

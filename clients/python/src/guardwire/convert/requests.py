@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from guardwire.conversation import Message, Messages, as_messages, checked_text
 from guardwire.enums import ModelKind
 from guardwire.errors import invalid_request
 from guardwire.options import ModerateOptions
 from guardwire.v1 import moderation_pb2 as pb
+
+
+class SingleToken(NamedTuple):
+    """A push of one token: no message yet, since a call that many streams share packs it with theirs."""
+
+    token_id: int
+    start_index: int
+
+
+Request = pb.ModerateStreamRequest | SingleToken
+"""What a stream asks for; `message` makes it what goes on the wire."""
 
 
 def classify_request(messages: Messages, model: str, policy: str) -> pb.ClassifyRequest:
@@ -40,9 +52,19 @@ def open_request(messages: Messages | None, options: ModerateOptions) -> pb.Mode
     return pb.ModerateStreamRequest(open=stream_open)
 
 
-def push_tokens(ids: Sequence[int], start_index: int) -> pb.ModerateStreamRequest:
+def push_tokens(ids: Sequence[int], start_index: int) -> Request:
     """The next tokens; ids as `token_ids` checked them."""
+    if len(ids) == 1:
+        return SingleToken(ids[0], start_index)
     return pb.ModerateStreamRequest(tokens=pb.PushTokens(token_ids=ids, start_index=start_index))
+
+
+def message(request: Request) -> pb.ModerateStreamRequest:
+    """The message that says it all by itself."""
+    if isinstance(request, SingleToken):
+        tokens = pb.PushTokens(token_ids=[request.token_id], start_index=request.start_index)
+        return pb.ModerateStreamRequest(tokens=tokens)
+    return request
 
 
 def push_text(text: str, flush: bool) -> pb.ModerateStreamRequest:

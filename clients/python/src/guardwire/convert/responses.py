@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import grpc
 
@@ -26,6 +28,18 @@ from guardwire.results import (
 from guardwire.v1 import moderation_pb2 as pb
 
 _STATUS_BY_NUMBER = {status.value[0]: status for status in grpc.StatusCode if status is not grpc.StatusCode.OK}
+
+
+class PackedVerdict(NamedTuple):
+    """The verdict on one token as it came packed with those of other streams: numbers that nobody has checked."""
+
+    token_index: int
+    risk_level: int
+    safe_probability: float
+    controversial_probability: float
+    unsafe_probability: float
+    category: int
+    category_probability: float
 
 
 def classification(response: pb.ClassifyResponse) -> Classification:
@@ -87,6 +101,42 @@ def update(response: pb.ModerateStreamResponse) -> Update | None:
             return _summary(response.summary)
         case _:
             return None
+
+
+def packed_verdicts(message: pb.StepVerdicts) -> Iterator[tuple[int, PackedVerdict]]:
+    """Takes packed verdicts apart: each with the id of its stream, in their order.
+
+    Raises:
+        ServerFault: The packed fields differ in length: nobody knows whose verdict is whose.
+    """
+    stream_ids = message.stream_ids
+    columns = (
+        message.token_indices,
+        message.risk_levels,
+        message.safe_probabilities,
+        message.controversial_probabilities,
+        message.unsafe_probabilities,
+        message.categories,
+        message.category_probabilities,
+    )
+    if any(len(column) != len(stream_ids) for column in columns):
+        raise broken_contract("the server sent packed verdicts whose arrays differ in length")
+    return zip(stream_ids, map(PackedVerdict, *columns), strict=True)
+
+
+def packed_verdict(verdict: PackedVerdict) -> TokenVerdicts:
+    """Reads what a `verdicts` message of one token would say; raises ServerFault when an enum number is unknown."""
+    return TokenVerdicts(
+        start_index=verdict.token_index,
+        risk_levels=(optional(RiskLevel, verdict.risk_level),),
+        safe_probabilities=(verdict.safe_probability,),
+        controversial_probabilities=(verdict.controversial_probability,),
+        unsafe_probabilities=(verdict.unsafe_probability,),
+        categories=(optional(Category, verdict.category),),
+        category_probabilities=(verdict.category_probability,),
+        text_end_offsets=(),
+        scaffold=(),
+    )
 
 
 def stream_error(message: pb.StreamError) -> GuardwireError:

@@ -1380,22 +1380,60 @@ class ModerateStreamsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamRequest]:
         """Taken in order; several of one stream are allowed."""
+
+    @_builtins.property
+    def step(self) -> Global___TokenStep:
+        """What a step of a language model gives: one token for each of many streams. Taken after `requests`."""
 
     def __init__(
         self,
         *,
         requests: _abc.Iterable[Global___StreamRequest] | None = ...,
+        step: Global___TokenStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModerateStreamsRequest: _TypeAlias = ModerateStreamsRequest  # noqa: Y015
+
+@_typing.final
+class TokenStep(_message.Message):
+    """One token for each of many streams of ModerateStreams: the same as a `tokens` message of one id for each of them,
+    packed. Costs a fraction of those for both sides.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The streams, in any order; all of them open. A stream may stand here more than once."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The token of each: as many as `stream_ids`, or the call ends with INVALID_ARGUMENT."""
+
+    def __init__(
+        self,
+        *,
+        stream_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream_ids", b"stream_ids", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenStep: _TypeAlias = TokenStep  # noqa: Y015
 
 @_typing.final
 class StreamRequest(_message.Message):
@@ -1432,22 +1470,98 @@ class ModerateStreamsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESPONSES_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamResponse]:
         """In order within each stream."""
+
+    @_builtins.property
+    def step(self) -> Global___StepVerdicts:
+        """Verdicts on single tokens and short runs. To be read before `responses`: a stream's verdict here comes before whatever else the
+        message tells of it. Sent only on calls that have sent a `step`; any verdict may come in `responses` all the same.
+        """
 
     def __init__(
         self,
         *,
         responses: _abc.Iterable[Global___StreamResponse] | None = ...,
+        step: Global___StepVerdicts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModerateStreamsResponse: _TypeAlias = ModerateStreamsResponse  # noqa: Y015
+
+@_typing.final
+class StepVerdicts(_message.Message):
+    """The verdict on one token for each of many streams: the same as a `verdicts` message of one token for each, packed.
+    All fields have the same number of entries. A stream may stand here more than once, its tokens in order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_INDICES_FIELD_NUMBER: _builtins.int
+    RISK_LEVELS_FIELD_NUMBER: _builtins.int
+    SAFE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    CONTROVERSIAL_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    UNSAFE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    CATEGORY_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The streams."""
+
+    @_builtins.property
+    def token_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The index of each token: the number of tokens pushed on its stream before it."""
+
+    @_builtins.property
+    def risk_levels(self) -> _containers.RepeatedScalarFieldContainer[Global___RiskLevel.ValueType]:
+        """Each token's risk level: the most probable of the three."""
+
+    @_builtins.property
+    def safe_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Each token's probability of RISK_LEVEL_SAFE."""
+
+    @_builtins.property
+    def controversial_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Each token's probability of RISK_LEVEL_CONTROVERSIAL."""
+
+    @_builtins.property
+    def unsafe_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Each token's probability of RISK_LEVEL_UNSAFE."""
+
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[Global___Category.ValueType]:
+        """Each token's most probable category; unspecified where safe."""
+
+    @_builtins.property
+    def category_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The probability of that category; 0 where safe."""
+
+    def __init__(
+        self,
+        *,
+        stream_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_indices: _abc.Iterable[_builtins.int] | None = ...,
+        risk_levels: _abc.Iterable[Global___RiskLevel.ValueType] | None = ...,
+        safe_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        controversial_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        unsafe_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        categories: _abc.Iterable[Global___Category.ValueType] | None = ...,
+        category_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "category_probabilities", b"category_probabilities", "controversial_probabilities", b"controversial_probabilities", "risk_levels", b"risk_levels", "safe_probabilities", b"safe_probabilities", "stream_ids", b"stream_ids", "token_indices", b"token_indices", "unsafe_probabilities", b"unsafe_probabilities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepVerdicts: _TypeAlias = StepVerdicts  # noqa: Y015
 
 @_typing.final
 class StreamResponse(_message.Message):

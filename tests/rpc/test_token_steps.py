@@ -1,0 +1,172 @@
+"""The packed form of ModerateStreams: one token for each of many streams."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from guardwire.v1 import moderation_pb2 as pb
+from tests.rpc.bystander import Bystander
+from tests.rpc.many_call import ManyCall
+from tests.rpc.messages import answer_ids, finish, opening, rollback, text, tokens
+from tests.rpc.packed import token_step
+from tests.rpc.running_server import RunningServer, StartServer, failure_of
+from tests.rpc.scripted_model import SAFE_ID, UNSAFE_ID, ScriptedModel
+from tests.rpc.stream_call import WAIT_S, assert_same_verdicts
+
+NUM_STREAMS = 3
+
+
+@pytest.fixture
+async def call(server: RunningServer) -> AsyncIterator[ManyCall]:
+    async with ManyCall(server) as many:
+        yield many
+
+
+async def open_all(call: ManyCall, num_streams: int = NUM_STREAMS) -> range:
+    streams = range(1, num_streams + 1)
+    await call.send(*((number, opening()) for number in streams))
+    await call.read_until(call.has_judged_prompts(*streams))
+    return streams
+
+
+async def test_steps_say_what_single_messages_say(server: RunningServer, call: ManyCall) -> None:
+    streams = await open_all(call)
+    answers = {number: answer_ids(12, seed=number) for number in streams}
+    for index in range(12):
+        await call.send_step(*((number, answers[number][index]) for number in streams))
+    await call.send(*((number, finish()) for number in streams))
+    await call.read_until(call.has_ended(*streams))
+    for number in streams:
+        async with server.stream() as alone:
+            expected = await alone.run(opening(), tokens(answers[number]))
+        assert_same_verdicts(call.received[number].verdicts, expected.verdicts)
+        for field in ("num_tokens", "action", "risk_level", "num_safe_tokens", "num_unsafe_tokens"):
+            assert getattr(call.received[number].summary, field) == getattr(expected.summary, field)
+    assert call.num_packed, "the verdicts come packed"
+
+
+async def test_a_caller_that_packs_nothing_is_told_nothing_packed(call: ManyCall) -> None:
+    streams = await open_all(call)
+    await call.send(*((number, tokens([5])) for number in streams), *((number, finish()) for number in streams))
+    await call.read_until(call.has_ended(*streams))
+    assert call.num_packed == 0
+
+
+async def test_a_step_comes_after_the_requests_of_its_message(call: ManyCall) -> None:
+    await open_all(call, 2)
+    items = [pb.StreamRequest(stream_id=1, request=tokens([5, 6])), pb.StreamRequest(stream_id=3, request=opening())]
+    await call.send_message(pb.ModerateStreamsRequest(requests=items, step=token_step((1, 7), (2, 8), (3, 9), (3, 4))))
+    await call.send(*((number, finish()) for number in (1, 2, 3)))
+    await call.read_until(call.has_ended(1, 2, 3))
+    assert [verdict.index for verdict in call.received[1].verdicts] == [0, 1, 2]
+    assert [verdict.index for verdict in call.received[3].verdicts] == [0, 1]
+
+
+async def test_decisions_come_behind_their_verdicts(server: RunningServer, call: ManyCall) -> None:
+    server.stream_gate.substitute(ScriptedModel())
+    streams = await open_all(call, 3)
+    for first, second, third in ((SAFE_ID, UNSAFE_ID, SAFE_ID), (SAFE_ID, UNSAFE_ID, UNSAFE_ID)) * 3:
+        await call.send_step((1, first), (2, second), (3, third))
+    await call.send(*((number, finish()) for number in streams))
+    await call.read_until(call.has_ended(*streams))
+    assert [len(call.received[number].decisions) for number in streams] == [0, 1, 0]
+    blocked = call.received[2]
+    (decision,) = blocked.decisions
+    assert (decision.action, decision.token_index, decision.cut_index) == (pb.ACTION_BLOCK, 1, 0)
+    assert blocked.kinds.index("decision") > blocked.kinds.index("verdicts")
+    assert [verdict.index for verdict in blocked.verdicts] == list(range(6))
+    assert [verdict.risk_level for verdict in blocked.verdicts] == [pb.RISK_LEVEL_UNSAFE] * 6
+
+
+async def test_scaffold_is_marked_as_ever(server: RunningServer, call: ManyCall) -> None:
+    await open_all(call, 1)
+    assert server.models.stream
+    (scaffold_id,) = server.models.stream.tokenizer.encode_template("<think>")
+    for token_id in (5, scaffold_id, 6):
+        await call.send_step((1, token_id))
+    await call.send((1, finish()))
+    await call.read_until(call.has_ended(1))
+    assert [verdict.is_scaffold for verdict in call.received[1].verdicts] == [False, True, False]
+
+
+async def test_rollbacks_and_steps_keep_their_order(call: ManyCall) -> None:
+    await open_all(call, 2)
+    for token_id in (5, 6, 7):
+        await call.send_step((1, token_id), (2, token_id))
+    await call.send((1, rollback(1)))
+    await call.send_step((1, 8), (2, 8))
+    await call.send((1, finish()), (2, finish()))
+    await call.read_until(call.has_ended(1, 2))
+    assert call.summary(1)
+    assert [call.received[number].summary.num_tokens for number in (1, 2)] == [2, 4]  # type: ignore[union-attr]
+    assert call.received[1].verdicts[-1].index == 1
+
+
+async def test_bad_tokens_end_their_streams_alone(bystander: Bystander, call: ManyCall) -> None:
+    await open_all(call, 3)
+    await call.send_step((1, 5), (2, 2**31 - 1), (9, 5), (3, 5))
+    await call.send((1, finish()), (3, finish()))
+    await call.read_until(call.has_ended(1, 2, 3, 9))
+    assert call.errors[2].reason == "TOKEN_ID_BEYOND_VOCABULARY"
+    assert call.errors[2].field.startswith("step.token_ids")
+    assert call.errors[9].reason == "OPEN_REQUIRED"
+    assert set(call.errors) == {2, 9}
+    assert [len(call.received[number].verdicts) for number in (1, 3)] == [1, 1]
+
+
+async def test_a_stream_opened_for_text_refuses_tokens(bystander: Bystander, call: ManyCall) -> None:
+    await call.send((1, opening(input=pb.INPUT_KIND_TEXT)), (1, text("Hello", flush=True)), (2, opening()))
+    await call.send_step((1, 5), (2, 5))
+    await call.send((2, finish()))
+    await call.read_until(call.has_ended(1, 2))
+    assert call.errors[1].reason == "WRONG_INPUT_KIND"
+
+
+async def test_not_one_token_for_each_stream_ends_the_call(server: RunningServer, bystander: Bystander) -> None:
+    call = server.stub.ModerateStreams()
+    await call.write(pb.ModerateStreamsRequest(step=pb.TokenStep(stream_ids=[1, 2], token_ids=[5])))
+
+    async def read_on() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    failure = await failure_of(read_on())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STEP_LENGTHS_DIFFER")
+    assert failure.field == "step.token_ids"
+    assert "1 ids for 2 streams" in failure.message
+    await server.settled(num_sessions=1)
+
+
+async def test_steps_that_run_ahead_hold_the_call_and_lose_nothing(start_server: StartServer) -> None:
+    server = await start_server(max_pending_tokens=16)
+    async with ManyCall(server) as call:
+        await open_all(call, 2)
+
+        async def send() -> None:
+            for token_id in answer_ids(150):
+                await call.send_step((1, token_id), (2, token_id))
+            await call.send((1, finish()), (2, finish()))
+
+        sending = asyncio.create_task(asyncio.wait_for(send(), WAIT_S))
+        await call.read_until(call.has_ended(1, 2))
+        await sending
+        for number in (1, 2):
+            assert [verdict.index for verdict in call.received[number].verdicts] == list(range(150))
+    await server.settled()
+
+
+async def test_a_context_that_overflows_ends_its_stream_alone(start_server: StartServer) -> None:
+    server = await start_server(max_context_tokens=64)
+    async with ManyCall(server) as call:
+        await open_all(call, 2)
+        left = call.received[1].opened.num_tokens_left  # type: ignore[union-attr]
+        for token_id in answer_ids(left + 1):
+            await call.send_step((1, token_id))
+        await call.send_step((2, 5))
+        await call.send((2, finish()))
+        await call.read_until(call.has_ended(1, 2))
+        assert (call.errors[1].reason, len(call.received[1].verdicts)) == ("CONTEXT_OVERFLOW", left)
+        assert call.summary(2)
+    await server.settled()
