@@ -32,13 +32,14 @@ class VerdictReporter:
             self._restarts = {index for index in self._restarts if index < next_index} | {next_index}
         self._resume_from = min(self._resume_from, next_index)
 
-    def tells_all_from(self, index: int) -> bool:
-        """Whether every verdict from the token at `index` on is told."""
-        return not self._on_change and index >= self._resume_from
+    @property
+    def tells_all(self) -> bool:
+        """Whether every verdict is told."""
+        return not (self._on_change or self._resume_from)
 
     def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
         """What to tell of the verdicts on the tokens of `turn` from index `start` on."""
-        if self.tells_all_from(start) and len(verdicts):
+        if not self._on_change and start >= self._resume_from and len(verdicts):
             return [self._report(transcript, start, verdicts)]
         reports = []
         for run_start, run_stop in (

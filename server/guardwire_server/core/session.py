@@ -86,13 +86,10 @@ class Session:
 
         None if nothing was done; then it must come as an event.
         """
-        transcript = self._transcript
-        is_plain = self._state is State.STREAMING and event.verdicts.is_one_safe and not self._input.is_waiting
-        index = transcript.next_judged(event.position) if is_plain else None
-        if index is None or not self._reporter.tells_all_from(index):
+        is_plain = self._state is State.STREAMING and event.verdicts.is_one_safe and self._reporter.tells_all
+        index = self._transcript.pass_safe(event.position) if is_plain and not self._input.is_waiting else None
+        if index is None:
             return None
-        transcript.present.judge.pass_safe()
-        transcript.num_judged = index + 1
         self._now_s = self._idle_since_s = now_s
         return ev.TokenVerdicts(index, event.verdicts, _NO_OFFSETS, b"")
 

@@ -160,15 +160,20 @@ class Transcript:
         limit = min((kept for _, kept in self._truncations), default=position + num_tokens)
         return max(0, min(num_tokens, limit - position))
 
-    def next_judged(self, position: int) -> int | None:
-        """The index of the present answer's token at `position`, if it is the next to be judged and surely so.
+    def pass_safe(self, position: int) -> int | None:
+        """Takes a SAFE verdict on the token at `position`; returns the token's index.
 
-        None where that takes a closer look: the token is scaffold, belongs to an earlier answer or has an offset in a
-        text, or something was taken back.
+        None, and nothing is done, where that takes a closer look: the token is scaffold, belongs to an earlier answer
+        or has an offset in a text, or something was taken back.
         """
         turn, index = self.turns[-1], self.num_judged
-        is_next = index == turn.window_index + position - turn.answer_position and position >= turn.answer_position
-        return index if is_next and not (self._truncations or self.text_ends or self.scaffold_marks[index]) else None
+        if index != turn.window_index + position - turn.answer_position or position < turn.answer_position:
+            return None
+        if self._truncations or self.text_ends or self.scaffold_marks[index]:
+            return None
+        turn.judge.pass_safe()
+        self.num_judged = index + 1
+        return index
 
     def holds(self, start: int, ids: "array[int]") -> bool:
         """Whether exactly these tokens were pushed from index `start` on."""

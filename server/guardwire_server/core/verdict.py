@@ -5,7 +5,7 @@ checkpoint's own label order is translated once, when it is loaded.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -179,7 +179,7 @@ class VerdictArrays:
     def join(cls, parts: "Sequence[VerdictArrays]") -> "VerdictArrays":
         """The verdicts of all parts, one part after another."""
         levels, probabilities, categories, category_probabilities = array("B"), array("f"), array("B"), array("f")
-        for part in parts:
+        for part in _merge_neighbours(parts):
             levels.extend(part.risk_levels)
             probabilities.extend(part.probabilities)
             categories.extend(part.categories)
@@ -195,3 +195,17 @@ class VerdictArrays:
 
     def _arrays(self) -> "tuple[array[int], array[float], array[int], array[float]]":
         return self.risk_levels, self.probabilities, self.categories, self.category_probabilities
+
+
+def _merge_neighbours(parts: "Iterable[VerdictArrays]") -> "Iterator[VerdictArrays]":
+    """The same verdicts in fewer parts: slices of one whole that follow each other become one, as in a step's."""
+    last: VerdictArrays | None = None
+    for part in parts:
+        if last is not None and part._columns is last._columns and part._start == last._stop:
+            last._stop = part._stop
+            continue
+        if last is not None:
+            yield last
+        last = part.slice(0, len(part))  # not the caller's own, which nobody changes
+    if last is not None:
+        yield last

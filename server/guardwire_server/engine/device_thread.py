@@ -40,6 +40,9 @@ GATHER_SHARE = 0.1
 """How long to wait for callers that were just answered, as a share of the last step's time: far more than a round trip
 takes on a CPU, and no more than a tenth of the rate is lost when they do not come back."""
 
+MIN_GATHER_S = 0.0001
+"""A shorter wait is not worth its wake-ups: nobody hears of a verdict and answers it in so little time."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
@@ -184,7 +187,10 @@ class DeviceThread:
 
     def _gather(self) -> None:
         """Waits a little for callers that were just answered, so that they share the next step."""
-        deadline_s = self._clock() + GATHER_SHARE * self._last_step_s
+        wait_s = GATHER_SHARE * self._last_step_s
+        if wait_s < MIN_GATHER_S:
+            return
+        deadline_s = self._clock() + wait_s
         while any(engine.expects_more for engine in self._engines):
             with self._wake:
                 left_s = deadline_s - self._clock()

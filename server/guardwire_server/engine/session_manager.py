@@ -86,7 +86,8 @@ class SessionManager:
         """Admits a stream; use it as an async context manager, or close it.
 
         Args:
-            on_change: Called whenever there may be something to take from it, or room for more.
+            on_change: Called whenever there may be something to take from it, or room for more. For whoever uses
+                `take_update` and `is_held` then, instead of `updates` and `ready_for_input`.
 
         Raises:
             Overloaded: At `max_sessions`.
@@ -127,10 +128,11 @@ class SessionManager:
 
     def take_events(self, events: Sequence[SequenceEvent]) -> None:
         """Takes a step's results; those of streams that are gone meanwhile are passed over."""
+        now_s = self.now_s()
         for seq_id, event in events:
             stream = self._sessions.get(seq_id)
             if stream is not None:
-                stream.handle_result(event)
+                stream.handle_result(event, now_s)
             elif (probe := self._probes.get(seq_id)) and not probe.done():
                 if isinstance(event, SequenceFailed):
                     probe.set_exception(event.error)

@@ -48,8 +48,8 @@ class StreamSession:
         self._updates: deque[Update] = deque()
         self._end: StreamEnded | None = None
         self._changed = asyncio.Event()
-        self._may_send = asyncio.Event()
-        self._may_send.set()
+        self._is_open = True  # to the caller's next message
+        self._opened = asyncio.Event()  # set whenever it opens
         self.session_id = secrets.token_hex(8)
 
     async def __aenter__(self) -> "StreamSession":
@@ -72,14 +72,14 @@ class StreamSession:
         return self._end
 
     @property
-    def has_news(self) -> bool:
-        """Whether an update waits, or the error that ended the stream."""
-        return bool(self._updates) or (self._end is not None and self._end.error is not None)
+    def has_updates(self) -> bool:
+        """Whether an update waits."""
+        return bool(self._updates)
 
     @property
     def is_held(self) -> bool:
         """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
-        return self._end is None and not self._may_send.is_set()
+        return self._end is None and not self._is_open
 
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
@@ -101,16 +101,18 @@ class StreamSession:
             self._announce_change()
         return True
 
-    def handle_result(self, event: EngineEvent) -> None:
+    def handle_result(self, event: EngineEvent, now_s: float) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
         try:
-            update = self._session.take_safe(event, self._manager.now_s()) if isinstance(event, TokensJudged) else None
+            update = self._session.take_safe(event, now_s) if isinstance(event, TokensJudged) else None
             if update is None:
                 self.handle(event)
-            else:
-                self._updates.append(update)
+                return
+            self._updates.append(update)
+            # A verdict leaves less to wait for, so an open stream stays open unless this update was one too many.
+            if not self._is_open or len(self._updates) >= self._max_queued_updates:
                 self._update_flow()
-                self._announce_change()
+            self._announce_change()
         except Exception:
             self._updates.clear()
             self._end = StreamEnded(internal_error("a result could not be handled"))
@@ -126,7 +128,9 @@ class StreamSession:
 
     async def ready_for_input(self) -> None:
         """Waits until the caller's next message should be taken."""
-        await self._may_send.wait()
+        while not self._is_open:
+            self._opened.clear()
+            await self._opened.wait()
 
     async def updates(self) -> AsyncIterator[Update]:
         """What to tell the caller, until the stream ends.
@@ -151,7 +155,8 @@ class StreamSession:
         update = self._updates.popleft()
         if self._updates and isinstance(update, TokenVerdicts):
             update = self._with_following(update)
-        self._update_flow()
+        if not self._is_open:
+            self._update_flow()
         return update
 
     def _with_following(self, first: TokenVerdicts) -> TokenVerdicts:
@@ -166,18 +171,17 @@ class StreamSession:
         return join_reports(reports) if len(reports) > 1 else first
 
     def _announce_change(self) -> None:
-        self._changed.set()
         if self._on_change:
-            self._on_change()
+            self._on_change()  # whoever is called back waits for nothing else
+        else:
+            self._changed.set()
 
     def _update_flow(self) -> bool:
         """Listens to the caller or does not; whether this opens what was closed."""
-        was_open = self._may_send.is_set()
+        was_open = self._is_open
         is_read = len(self._updates) < self._max_queued_updates
-        if is_read and self._end is None and self._session.wants_input:
-            if not was_open:
-                self._may_send.set()
-            return not was_open
-        if was_open:
-            self._may_send.clear()
-        return False
+        self._is_open = is_read and self._end is None and self._session.wants_input
+        has_opened = self._is_open and not was_open
+        if has_opened:
+            self._opened.set()
+        return has_opened

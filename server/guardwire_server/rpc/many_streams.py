@@ -163,26 +163,25 @@ class ManyStreams:
         """The next responses, as many as a message takes; a stream whose last one this is leaves."""
         message, step = pb.ModerateStreamsResponse(), StepWriter()
         responses, num_tokens = message.responses, 0
-        told_last: int | None = None  # a stream's verdict is packed only before its responses: it is read before them
         while self._refusals and len(responses) < MAX_RESPONSES:
             responses.append(self._refusals.popleft())
         while self._news and len(responses) < MAX_RESPONSES and num_tokens + len(step) < MAX_TOKENS:
-            stream_id = next(iter(self._news))
+            stream_id, _ = self._news.popitem(last=False)
             stream, writer = self._streams[stream_id]
-            update = stream.take_update()
-            if update is not None:
-                if not self._packs or stream_id == told_last or not step.takes(stream_id, update):
-                    writer.write(update, responses.add(stream_id=stream_id).response)
-                    num_tokens += len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
-                    told_last = stream_id
-                if stream.has_news:
+            packs = self._packs
+            while num_tokens < MAX_TOKENS and (update := stream.take_update()) is not None:
+                if packs and step.takes(stream_id, update):
                     continue
-            elif stream.ended and stream.ended.error:
-                responses.add(stream_id=stream_id, error=stream_error(stream.ended.error))
-            if stream.ended:
+                packs = False  # what is packed is read first, so what follows a response cannot be
+                writer.write(update, responses.add(stream_id=stream_id).response)
+                num_tokens += len(update.verdicts) if isinstance(update, TokenVerdicts) else 0
+            if stream.has_updates:
+                self._news[stream_id] = None
+            elif stream.ended:
+                if stream.ended.error:
+                    responses.add(stream_id=stream_id, error=stream_error(stream.ended.error))
                 del self._streams[stream_id]
                 stream.close()
-            del self._news[stream_id]
         if step:
             step.write(message.step)
         return message

@@ -154,14 +154,15 @@ def _write_verdicts(update: ev.TokenVerdicts, message: pb.Verdicts) -> None:
         message.categories.append(cast("pb.Category.ValueType", category))
         message.category_probabilities.append(category_probability)
     else:
-        _extend_verdicts(verdicts, message)
+        extend_verdicts(verdicts, message)
     if text_end_offsets:
         message.text_end_offsets.extend(text_end_offsets)
     if scaffold:
         message.scaffold.extend(map(bool, scaffold))
 
 
-def _extend_verdicts(verdicts: VerdictArrays, message: pb.Verdicts) -> None:
+def extend_verdicts(verdicts: VerdictArrays, message: pb.Verdicts | pb.StepVerdicts) -> None:
+    """Appends verdicts to the arrays that both messages have."""
     probabilities = verdicts.probabilities
     message.risk_levels.extend(cast("Iterable[pb.RiskLevel.ValueType]", verdicts.risk_levels))
     message.safe_probabilities.extend(probabilities[0::3])
