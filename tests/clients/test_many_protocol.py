@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardwire import InvalidRequest, ModerateOptions
+from guardwire import InvalidRequest, ModerateOptions, many_protocol
 from guardwire.convert import requests
 from guardwire.convert.requests import Request, SingleToken
 from guardwire.many_protocol import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_WAITING_REQUESTS, ManyProtocol
@@ -82,6 +82,18 @@ def test_what_is_packed_into_a_full_message_waits_for_the_next() -> None:
     assert taken(protocol) == [(second, text(MAX_MESSAGE_BYTES))]
     assert taken(protocol) == [(second, 2)]
     assert taken(protocol) == []
+
+
+def test_a_step_holds_no_more_tokens_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_protocol, "MAX_STEP_TOKENS", 3)
+    protocol = ManyProtocol()
+    streams = [begun(protocol) for _ in range(5)]
+    for stream_id in streams:
+        protocol.add(stream_id, [push(stream_id)])
+    sizes = []
+    while (message := protocol.take_message()) is not None:
+        sizes.append(len(message.step.token_ids))
+    assert sizes == [3, 2]
 
 
 LARGE = [text(MAX_MESSAGE_BYTES // 3), text(MAX_MESSAGE_BYTES // 2), text(MAX_MESSAGE_BYTES)]

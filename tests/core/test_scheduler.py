@@ -276,3 +276,27 @@ def test_the_id_of_a_retired_sequence_is_free_again() -> None:
         assert target.num_sequences == 0
     assert target.num_reused_tokens == 2 * 39, "the last token is computed, since something waits for it"
     assert len(target._sequences) == 1
+
+
+def test_what_a_prefix_spares_costs_no_budget() -> None:
+    target = scheduler(num_roots=16, limits=SchedulerLimits(512, 64, 64))
+    common = range(100, 500)
+    target.add(0)
+    target.extend(0, ids(*common, 1), bytes(401))
+    run_until_idle(target, 9)
+    target.retire(0, 400)
+    for seq_id in range(1, 9):
+        target.add(seq_id)
+        target.extend(seq_id, ids(*common, *(seq_id * 1000 + n for n in range(50))), bytes(449) + bytes((Read.LOGITS,)))
+    assert step(target) == dict.fromkeys(range(1, 9), 50)
+
+
+def test_who_loses_its_room_is_read_again_in_the_same_step() -> None:
+    target = scheduler(num_roots=2, root_tokens=256, limits=SchedulerLimits(512, 8, 16))
+    for seq_id, num_tokens in ((1, 100), (2, 100), (3, 100), (4, 60)):
+        push(target, seq_id, num_tokens)
+    run_until_idle(target, 9)
+    push(target, 1, 100)  # moves to an extent of 256
+    for seq_id in (2, 3, 4):
+        push(target, seq_id, 1)
+    assert step(target)[3] == 101

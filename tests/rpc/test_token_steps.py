@@ -1,12 +1,14 @@
 """The packed form of ModerateStreams: one token for each of many streams."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 
 import grpc
 import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.rpc.many_streams import MAX_RESPONSES
+from guardwire_server.rpc.requests import MAX_STEP_TOKENS
 from tests.rpc.bystander import Bystander
 from tests.rpc.many_call import ManyCall
 from tests.rpc.messages import answer_ids, finish, opening, rollback, text, tokens
@@ -112,7 +114,7 @@ async def test_bad_tokens_end_their_streams_alone(bystander: Bystander, call: Ma
     await call.send((1, finish()), (3, finish()))
     await call.read_until(call.has_ended(1, 2, 3, 9))
     assert call.errors[2].reason == "TOKEN_ID_BEYOND_VOCABULARY"
-    assert call.errors[2].field.startswith("step.token_ids")
+    assert call.errors[2].field == "step.token_ids[1]"
     assert call.errors[9].reason == "OPEN_REQUIRED"
     assert set(call.errors) == {2, 9}
     assert [len(call.received[number].verdicts) for number in (1, 3)] == [1, 1]
@@ -126,18 +128,28 @@ async def test_a_stream_opened_for_text_refuses_tokens(bystander: Bystander, cal
     assert call.errors[1].reason == "WRONG_INPUT_KIND"
 
 
-async def test_not_one_token_for_each_stream_ends_the_call(server: RunningServer, bystander: Bystander) -> None:
+@pytest.mark.parametrize(
+    ("step", "reason", "message"),
+    [
+        (pb.TokenStep(stream_ids=[1, 2], token_ids=[5]), "STEP_LENGTHS_DIFFER", "1 ids for 2 streams"),
+        (token_step(*((1, 5),) * (MAX_STEP_TOKENS + 1)), "TOO_MANY_TOKENS", f"the limit is {MAX_STEP_TOKENS}"),
+    ],
+    ids=["lengths", "size"],
+)
+async def test_a_malformed_step_ends_the_call(
+    server: RunningServer, bystander: Bystander, step: pb.TokenStep, reason: str, message: str
+) -> None:
     call = server.stub.ModerateStreams()
-    await call.write(pb.ModerateStreamsRequest(step=pb.TokenStep(stream_ids=[1, 2], token_ids=[5])))
+    await call.write(pb.ModerateStreamsRequest(step=step))
 
     async def read_on() -> None:
         while await call.read() is not grpc.aio.EOF:
             pass
 
     failure = await failure_of(read_on())
-    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STEP_LENGTHS_DIFFER")
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     assert failure.field == "step.token_ids"
-    assert "1 ids for 2 streams" in failure.message
+    assert message in failure.message
     await server.settled(num_sessions=1)
 
 
@@ -172,3 +184,28 @@ async def test_a_context_that_overflows_ends_its_stream_alone(start_server: Star
         assert (call.errors[1].reason, len(call.received[1].verdicts)) == ("CONTEXT_OVERFLOW", left)
         assert call.summary(2)
     await server.settled()
+
+
+async def test_a_message_holds_no_more_responses_than_it_may(call: ManyCall) -> None:
+    await open_all(call, 1)
+    num_rollbacks = 3 * MAX_RESPONSES
+    num_before = call.num_messages
+    await call.send(*((1, rollback(0)),) * num_rollbacks, (1, finish()))
+    await call.read_until(call.has_ended(1))
+    assert len(call.received[1].rolled_back) == num_rollbacks
+    assert call.num_messages - num_before >= 3
+
+
+async def test_streams_that_are_not_open_are_refused_one_message_after_another(call: ManyCall) -> None:
+    """Nobody reads meanwhile: what cannot be told yet holds the input back."""
+    num_unknown = 4 * MAX_RESPONSES
+    sending = [call.send_step(*((number + part, 5) for number in range(0, num_unknown, 4))) for part in range(4)]
+    sent = asyncio.create_task(asyncio.wait_for(_in_order(sending), WAIT_S))
+    await call.read_until(lambda: len(call.errors) == num_unknown)
+    await sent
+    assert {error.reason for error in call.errors.values()} == {"OPEN_REQUIRED"}
+
+
+async def _in_order(sendings: Sequence[Awaitable[None]]) -> None:
+    for sending in sendings:
+        await sending

@@ -40,6 +40,7 @@ class VerdictReporter:
     def report(self, transcript: Transcript, turn: Turn, start: int, verdicts: VerdictArrays) -> list[TokenVerdicts]:
         """What to tell of the verdicts on the tokens of `turn` from index `start` on."""
         if not self._on_change and start >= self._resume_from and len(verdicts):
+            self._resume_from = 0  # all that a broken stream has reported has come again
             return [self._report(transcript, start, verdicts)]
         reports = []
         for run_start, run_stop in (

@@ -197,9 +197,10 @@ class Scheduler:
         for sequence, max_tokens, is_long in order:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
-            num_tokens = min(max_tokens, budget, long_budget) if is_long else min(max_tokens, budget)
-            if num_tokens <= 0 or not self._reserve(sequence, copies, chunks):
+            left = min(budget, long_budget) if is_long else budget
+            if left <= 0 or not self._reserve(sequence, copies, chunks):
                 continue
+            num_tokens = min(left, max_tokens, sequence.num_pending)  # what is pending changes as room is made
             chunks[sequence.seq_id] = sequence.next_chunk(num_tokens)
             budget -= num_tokens
             if is_long:

@@ -50,7 +50,7 @@ class Sequence:
 def order_of_service(
     sequences: Iterable[Sequence], budget: int, short_tokens: int, long_share: float
 ) -> list[tuple[Sequence, int, bool]]:
-    """Waiting sequences in the order of service, the most tokens each may take, and whether it is a long one.
+    """Waiting sequences in the order of service, a bound on what each takes, and whether it is a long one.
 
     Args:
         sequences: The longest waiting first.
@@ -61,9 +61,9 @@ def order_of_service(
     waiting = [(each, each.num_pending, each.is_long or each.num_pending > short_tokens) for each in sequences]
     if not waiting:
         return []
-    (head, num_pending, is_long), others = waiting[0], waiting[1:]
-    short = [entry for entry in others if entry[1] <= short_tokens]
-    long = [entry for entry in others if entry[1] > short_tokens]
-    demand = sum(entry[1] for entry in short)
+    (head, _, is_long), others = waiting[0], waiting[1:]
+    short = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending <= short_tokens]
+    long = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending > short_tokens]
+    demand = sum(num_pending for _, num_pending, _ in others if num_pending <= short_tokens)
     head_tokens = max(short_tokens, int(budget * long_share), budget - demand)
-    return [(head, min(num_pending, head_tokens), is_long), *short, *long]
+    return [(head, head_tokens, is_long), *short, *long]

@@ -48,8 +48,8 @@ class StreamSession:
         self._updates: deque[Update] = deque()
         self._end: StreamEnded | None = None
         self._changed = asyncio.Event()
-        self._is_open = True  # to the caller's next message
-        self._opened = asyncio.Event()  # set whenever it opens
+        self._listens = True  # to the caller
+        self._listens_again = asyncio.Event()
         self.session_id = secrets.token_hex(8)
 
     async def __aenter__(self) -> "StreamSession":
@@ -79,7 +79,7 @@ class StreamSession:
     @property
     def is_held(self) -> bool:
         """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
-        return self._end is None and not self._is_open
+        return self._end is None and not self._listens
 
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
@@ -94,12 +94,11 @@ class StreamSession:
             self._announce_change()
 
     def push_token(self, token_id: int, now_s: float) -> bool:
-        """Takes one token, which the caller of this sends on to the engine as `seq_id`'s; see `Session.push_token`."""
-        if not self._session.push_token(token_id, now_s):
-            return False
-        if self._update_flow():
-            self._announce_change()
-        return True
+        """The short way of one token, see `Session.push_token`; if it is taken, sending it to the engine is left."""
+        is_taken = self._session.push_token(token_id, now_s)
+        if is_taken:
+            self._update_flow()
+        return is_taken
 
     def handle_result(self, event: EngineEvent, now_s: float) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
@@ -109,8 +108,8 @@ class StreamSession:
                 self.handle(event)
                 return
             self._updates.append(update)
-            # A verdict leaves less to wait for, so an open stream stays open unless this update was one too many.
-            if not self._is_open or len(self._updates) >= self._max_queued_updates:
+            # A verdict leaves less to wait for, so who listens goes on unless this update was one too many.
+            if not self._listens or len(self._updates) >= self._max_queued_updates:
                 self._update_flow()
             self._announce_change()
         except Exception:
@@ -128,9 +127,9 @@ class StreamSession:
 
     async def ready_for_input(self) -> None:
         """Waits until the caller's next message should be taken."""
-        while not self._is_open:
-            self._opened.clear()
-            await self._opened.wait()
+        while not self._listens:
+            self._listens_again.clear()
+            await self._listens_again.wait()
 
     async def updates(self) -> AsyncIterator[Update]:
         """What to tell the caller, until the stream ends.
@@ -155,7 +154,7 @@ class StreamSession:
         update = self._updates.popleft()
         if self._updates and isinstance(update, TokenVerdicts):
             update = self._with_following(update)
-        if not self._is_open:
+        if not self._listens:
             self._update_flow()
         return update
 
@@ -177,11 +176,11 @@ class StreamSession:
             self._changed.set()
 
     def _update_flow(self) -> bool:
-        """Listens to the caller or does not; whether this opens what was closed."""
-        was_open = self._is_open
+        """Listens to the caller or does not; returns whether it does again."""
+        listened = self._listens
         is_read = len(self._updates) < self._max_queued_updates
-        self._is_open = is_read and self._end is None and self._session.wants_input
-        has_opened = self._is_open and not was_open
-        if has_opened:
-            self._opened.set()
-        return has_opened
+        self._listens = is_read and self._end is None and self._session.wants_input
+        listens_again = self._listens and not listened
+        if listens_again:
+            self._listens_again.set()
+        return listens_again

@@ -60,13 +60,11 @@ class ManyStreams:
         for item in message.requests:
             if (event := self._take_one(item)) is not None:
                 await self._streams[item.stream_id][0].handle_open(event)
-        named = [item.stream_id for item in message.requests]
         if message.HasField("step"):
             self._packs = True
             self._take_step(self._reader.token_step(message.step))
-            named += message.step.stream_ids
-        while held := [stream_id for stream_id in named if self._is_held(stream_id)]:
-            named = held
+        held = [item.stream_id for item in message.requests] + list(message.step.stream_ids)
+        while (held := [stream_id for stream_id in held if self._is_held(stream_id)]) or self._must_refuse_first:
             self._changed.clear()
             await self._changed.wait()
 
@@ -101,54 +99,55 @@ class ManyStreams:
         except CallerError as error:
             event = InputRefused(error)
         if isinstance(event, OpenRequested):
-            return event if item.stream_id in self._streams or self._admit(item.stream_id, event) else None
-        self._hand(item.stream_id, event)
+            return event if item.stream_id in self._streams or self._admit(item.stream_id) else None
+        self._handle(item.stream_id, event)
         return None
 
     def _take_step(self, step: Sequence[tuple[int, int]]) -> None:
         """Hands each stream its token; all that are nothing but one more token go to the engine as one message."""
         now_s = self._manager.now_s()
         seq_ids, token_ids = list[int](), array("i")
-        for stream_id, token_id in step:
+        for index, (stream_id, token_id) in enumerate(step):
             known = self._streams.get(stream_id)
             if known and self._reader.is_token(token_id) and known[0].push_token(token_id, now_s):
                 seq_ids.append(known[0].seq_id)
                 token_ids.append(token_id)
                 continue
-            # What follows from it must not overtake what came before.
+            if seq_ids:  # what follows must not overtake what came before
+                self._manager.send_step(seq_ids, token_ids)
+                seq_ids, token_ids = [], array("i")
+            self._handle(stream_id, self._reader.step_event(token_id, index))
+        if seq_ids:
             self._manager.send_step(seq_ids, token_ids)
-            seq_ids, token_ids = [], array("i")
-            self._take_step_event(stream_id, token_id)
-        self._manager.send_step(seq_ids, token_ids)
 
-    def _take_step_event(self, stream_id: int, token_id: int) -> None:
-        try:
-            event: CallerEvent = self._reader.step_event(token_id)
-        except CallerError as error:
-            event = InputRefused(error)
-        self._hand(stream_id, event)
-
-    def _hand(self, stream_id: int, event: CallerEvent) -> None:
-        """Hands a stream what is no `open`; the caller is told if there is no such stream."""
+    def _handle(self, stream_id: int, event: CallerEvent) -> None:
+        """Hands a stream an event that is no `open`; the caller is told if there is no such stream."""
         known = self._streams.get(stream_id)
-        if known is not None or self._admit(stream_id, event):
-            assert known is not None  # only an `open` makes a stream
+        if known is not None:
             known[0].handle(event)
+        else:
+            self._refuse(
+                stream_id, event.error if isinstance(event, InputRefused) else wrong_state(State.AWAITING_OPEN, event)
+            )
 
-    def _admit(self, stream_id: int, event: CallerEvent) -> bool:
-        """Opens a stream whose first message this is; False, and the caller is told, if that cannot be."""
+    def _admit(self, stream_id: int) -> bool:
+        """Opens a stream; False, and the caller is told, if that cannot be."""
         try:
-            if isinstance(event, InputRefused):
-                raise event.error
-            if not isinstance(event, OpenRequested):
-                raise wrong_state(State.AWAITING_OPEN, event)
             stream = self._manager.open(partial(self._note, stream_id))
         except RequestError as error:
-            self._refusals.append(pb.StreamResponse(stream_id=stream_id, error=stream_error(error)))
-            self._changed.set()
+            self._refuse(stream_id, error)
             return False
         self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits)
         return True
+
+    def _refuse(self, stream_id: int, error: RequestError) -> None:
+        self._refusals.append(pb.StreamResponse(stream_id=stream_id, error=stream_error(error)))
+        self._changed.set()
+
+    @property
+    def _must_refuse_first(self) -> bool:
+        """Whether so many refusals wait that the caller should read some before it causes more."""
+        return len(self._refusals) >= MAX_RESPONSES
 
     def _is_held(self, stream_id: int) -> bool:
         return stream_id in self._streams and self._streams[stream_id][0].is_held
@@ -169,8 +168,12 @@ class ManyStreams:
             stream_id, _ = self._news.popitem(last=False)
             stream, writer = self._streams[stream_id]
             packs = self._packs
-            while num_tokens < MAX_TOKENS and (update := stream.take_update()) is not None:
-                if packs and step.takes(stream_id, update):
+            while (
+                len(responses) < MAX_RESPONSES
+                and num_tokens + len(step) < MAX_TOKENS
+                and (update := stream.take_update()) is not None
+            ):
+                if packs and step.take(stream_id, update):
                     continue
                 packs = False  # what is packed is read first, so what follows a response cannot be
                 writer.write(update, responses.add(stream_id=stream_id).response)

@@ -32,6 +32,10 @@ _CONTEXT_OVERFLOWS = {
 }
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
 
+MAX_STEP_TOKENS = 16_384
+"""Tokens of one packed message: far more than a device generates in a step, and what they cost here at worst, when
+every one of them is an error, keeps others waiting for less than a second."""
+
 
 class RequestReader:
     """Reads requests against a catalogue. Stateless; any thread."""
@@ -96,25 +100,26 @@ class RequestReader:
         """The (stream id, token id) of a packed message.
 
         Raises:
-            InvalidField: If there is not one token for each stream.
+            InvalidField: If there is not one token for each stream, or there are too many.
         """
         num_streams, num_tokens = len(step.stream_ids), len(step.token_ids)
         if num_streams != num_tokens:
             message = f"{num_tokens} ids for {num_streams} streams, one for each is required"
             raise InvalidField("STEP_LENGTHS_DIFFER", "step.token_ids", message)
+        if num_tokens > MAX_STEP_TOKENS:
+            message = f"{num_tokens} ids in one step, the limit is {MAX_STEP_TOKENS}"
+            raise InvalidField("TOO_MANY_TOKENS", "step.token_ids", message)
         return list(zip(step.stream_ids, step.token_ids, strict=True))
 
     def is_token(self, token_id: int) -> bool:
         """Whether the vocabulary holds a token."""
         return token_id < self._vocabulary_size
 
-    def step_event(self, token_id: int) -> ev.TokensPushed:
-        """The event of one token of a packed message.
-
-        Raises:
-            CallerError: If it is not a token.
-        """
-        return ev.TokensPushed(self._ids((token_id,), "step.token_ids"))
+    def step_event(self, token_id: int, index: int) -> ev.TokensPushed | ev.InputRefused:
+        """The event of the token at `index` of a packed message."""
+        if not self.is_token(token_id):
+            return ev.InputRefused(self._beyond_vocabulary(token_id, f"step.token_ids[{index}]"))
+        return ev.TokensPushed(array("i", (token_id,)))
 
     def _open(self, request: pb.StreamOpen) -> ev.OpenRequested:
         model = self._catalogue.require_stream_model()
@@ -195,12 +200,12 @@ class RequestReader:
         limit = self._vocabulary_size
         if token_ids and max(token_ids) >= limit:
             index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
-            raise InvalidField(
-                "TOKEN_ID_BEYOND_VOCABULARY",
-                f"{field}[{index}]",
-                f"{token_ids[index]} is not a token, ids must be below {limit}",
-            )
+            raise self._beyond_vocabulary(token_ids[index], f"{field}[{index}]")
         return array("i", token_ids)
+
+    def _beyond_vocabulary(self, token_id: int, field: str) -> InvalidField:
+        message = f"{token_id} is not a token, ids must be below {self._vocabulary_size}"
+        return InvalidField("TOKEN_ID_BEYOND_VOCABULARY", field, message)
 
 
 def _check_turns(messages: Sequence[Message], field: str) -> None:

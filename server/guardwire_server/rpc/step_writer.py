@@ -21,7 +21,7 @@ class StepWriter:
         """Tokens gathered."""
         return len(self._stream_ids)
 
-    def takes(self, stream_id: int, update: Update) -> bool:
+    def take(self, stream_id: int, update: Update) -> bool:
         """Takes an update that the packed form can tell: verdicts on a few tokens of text; False if it is another."""
         if not isinstance(update, TokenVerdicts):
             return False

@@ -30,6 +30,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 22) - 64
 """What fits into gRPC's 4 MiB with what a message adds; a larger request would end the call for every stream."""
 
+MAX_STEP_TOKENS = 16_384
+"""Tokens that a server takes in one step."""
+
 _ENVELOPE_BYTES = 21
 """What a message adds to a request, at most: the tags, two lengths below 4 MiB and a stream id, as varints."""
 
@@ -67,7 +70,7 @@ class _Message:
             stream.finished |= request.HasField("finish")
             waiting.popleft()
         while waiting and isinstance(waiting[0], SingleToken):
-            if not self._fits(_STEP_TOKEN_BYTES):
+            if len(self._token_ids) >= MAX_STEP_TOKENS or not self._fits(_STEP_TOKEN_BYTES):
                 return False
             self._stream_ids.append(stream_id)
             self._token_ids.append(waiting[0].token_id)

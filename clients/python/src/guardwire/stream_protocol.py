@@ -1,8 +1,8 @@
 """What one moderated stream says and hears, without I/O.
 
 Theory of operation: the caller's verbs become requests, in the order in which they must be written; every response that
-was read goes through `receive`. On the way the protocol keeps count of the pushed tokens, so that every push states its
-start index and the server notices a loss, and it keeps the decision in force:
+was read goes through `receive`. On the way the protocol keeps count of the pushed tokens, so that a push states its
+start index and the server notices a loss (what a shared call packs does not), and it keeps the decision in force:
 
 * A decision belongs to one user message and the answer to it; `user_turn` begins anew.
 * A rollback takes back, at once, every decision that fell at a token it forgets. Decisions about such tokens that were

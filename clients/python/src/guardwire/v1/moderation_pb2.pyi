@@ -1415,7 +1415,10 @@ class TokenStep(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The streams, in any order; all of them open. A stream may stand here more than once."""
+        """The streams, in any order, at most 16,384; a stream may stand here more than once. One that is not open is told so
+        by an `error`, also when it has just ended: an id should not be used again while tokens of its old stream may be on
+        their way.
+        """
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1477,8 +1480,9 @@ class ModerateStreamsResponse(_message.Message):
 
     @_builtins.property
     def step(self) -> Global___StepVerdicts:
-        """Verdicts on single tokens and short runs. To be read before `responses`: a stream's verdict here comes before whatever else the
-        message tells of it. Sent only on calls that have sent a `step`; any verdict may come in `responses` all the same.
+        """Verdicts on single tokens and short runs. To be read before `responses`: a stream's verdict here comes before
+        whatever else the message tells of it. Sent only on calls that have sent a `step`; any verdict may come in
+        `responses` all the same.
         """
 
     def __init__(
