@@ -188,7 +188,7 @@ async def test_verdicts_that_wait_together_leave_together(server: RunningServer,
     num_before = call.num_messages
     server.stream_gate.release()
     await call.read_until(lambda: all(call.has_verdicts(number, 20)() for number in streams))
-    assert call.num_messages - num_before <= 4
+    assert call.num_messages - num_before <= 10, "far fewer than the 20 that came"
     await call.send(*((number, finish()) for number in streams))
     await call.read_until(call.has_ended(*streams))
     assert [verdict.index for verdict in call.received[1].verdicts] == list(range(21))
