@@ -2,10 +2,10 @@
 
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from guardwire_server.demo.augmentation import polish_answer
-from guardwire_server.demo.corpus import GOAL, Corpus, Split, insert_goal
+from guardwire_server.demo.corpus import Corpus, Split, insert_goal
 from guardwire_server.demo.labels import (
     CATEGORY_FILES,
     CONTROVERSIAL,
@@ -36,27 +36,13 @@ _SHARES = {
 
 
 @dataclass(frozen=True)
-class Harm:
-    """Which part of an answer is harmful.
-
-    Attributes:
-        start: Index of the character from which on the answer's label holds; what comes before is Safe.
-        shown: Index of the character by which a reader can tell: "To rob a bank" may go on as a warning. None where
-            that is not known.
-    """
-
-    start: int
-    shown: int | None = None
-
-
-@dataclass(frozen=True)
 class Answer:
     """An assistant message with its label.
 
     Attributes:
         text: The answer without its reasoning.
         label: What the whole answer amounts to.
-        harm: Where the label holds; None when the whole answer is Safe.
+        harm_start: Index of the character from which on the label holds, what comes before is Safe; None when all is.
         refused: Whether the answer declines the request.
         reasoning: What stands between `<think>` and `</think>`; None when thinking is off. Harmful answers that hold
             reasoning are harmful from the reasoning on only when `reasoning_harmful` is set.
@@ -64,15 +50,11 @@ class Answer:
 
     text: str
     label: Label
-    harm: Harm | None = None
+    harm_start: int | None = None
     refused: bool = False
     reasoning: str | None = None
     reasoning_harmful: bool = False
 
-
-_SHOWN = "\x1f"
-"""Stands in a text, while it is being built, where its harm is shown."""
-_WORDS_TO_TELL = 2
 
 _SECOND_PERSON = {
     "my": "your",
@@ -90,16 +72,6 @@ _SECOND_PERSON = {
 def _address_the_user(goal: str) -> str:
     """Turns the user's "my" into the assistant's "your"."""
     return re.sub(r"[\w']+", lambda match: _SECOND_PERSON.get(match.group().lower(), match.group()), goal)
-
-
-def _mark_shown(frame: str) -> str:
-    """Marks where a frame shows that it helps with its goal: some words behind it, or at once where few follow."""
-    goal = GOAL.search(frame)
-    if goal is None:
-        return frame
-    words = list(re.finditer(r"[\w']+", frame[goal.end() :]))
-    told = goal.end() + (words[_WORDS_TO_TELL - 1].end() if len(words) > _WORDS_TO_TELL else 0)
-    return f"{frame[:told]}{_SHOWN}{frame[told:]}"
 
 
 class AnswerSampler:
@@ -143,11 +115,11 @@ class AnswerSampler:
         patterns = self._corpus.section(self._split, stem, section)
         return self._corpus.expand(self._rng.choice(patterns), self._split, self._rng) if patterns else None
 
-    def _framed(self, section: str, goal: str | None, *, harmful: bool = False) -> str | None:
+    def _framed(self, section: str, goal: str | None) -> str | None:
         frame = self._draw("answers", section)
         if frame is None or "{goal" not in frame:
             return frame
-        return None if goal is None else insert_goal(_mark_shown(frame) if harmful else frame, _address_the_user(goal))
+        return None if goal is None else insert_goal(frame, _address_the_user(goal))
 
     def _opening(self, share: float) -> str:
         return (self._draw("answers", "openings") or "") if self._rng.random() < share else ""
@@ -169,8 +141,6 @@ class AnswerSampler:
         goal = own_goal or self._prompts.safe_goal()
         comply = self._framed("comply", goal) if goal is not None and self._rng.random() < 0.45 else None
         body = self._safe_lines(prompt) if comply is None or self._rng.random() < 0.7 else None
-        if comply is None and body is None:
-            return None  # a tip alone says nothing: what it is about would decide
         tail = self._draw("answers", "tips") if self._rng.random() < 0.3 else None
         closing = self._draw("answers", "closings") if self._rng.random() < 0.15 else None
         return self._join(self._opening(0.25), comply, body, tail, closing)
@@ -215,7 +185,7 @@ class AnswerSampler:
             category = self._rng.randrange(NUM_RESPONSE_CATEGORIES)
         label = Label(risk, category)
         goal = prompt.goal if prompt.goal_label == label else self._prompts.risky_goal(label)
-        comply = self._framed("comply", goal, harmful=True) if self._rng.random() < 0.4 else None
+        comply = self._framed("comply", goal) if self._rng.random() < 0.4 else None
         body = (
             self._draw(CATEGORY_FILES[category], f"{_RISK_SECTION[risk]} answers")
             if comply is None or self._rng.random() < 0.75
@@ -233,14 +203,14 @@ class AnswerSampler:
         )
         preamble = polish_answer(preamble, self._rng) if preamble else ""
         harm = harm if preamble.endswith((",", ":")) else polish_answer(harm, self._rng)
-        text = self._join(preamble, harm)
-        shown = text.find(_SHOWN)
-        return Answer(text.replace(_SHOWN, ""), label, Harm(len(preamble), None if shown < 0 else shown))
+        return Answer(self._join(preamble, harm), label, harm_start=len(preamble))
 
     def _with_reasoning(self, answer: Answer, prompt: Prompt) -> Answer:
-        harmful = answer.harm is not None and answer.harm.start == 0
+        harmful = answer.label.risk != SAFE and answer.harm_start == 0
         section = "harmful reasoning" if harmful else "refusing reasoning" if answer.refused else "safe reasoning"
         reasoning = self._framed(section, prompt.goal)
         if reasoning is None:
             return answer
-        return replace(answer, reasoning=polish_answer(reasoning, self._rng), reasoning_harmful=harmful)
+        return Answer(
+            answer.text, answer.label, answer.harm_start, answer.refused, polish_answer(reasoning, self._rng), harmful
+        )

@@ -30,13 +30,12 @@ Split = Literal["train", "held_out"]
 _CONTENT_WORD = re.compile(r"[a-z]{4,}")
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z_]+)\}")
-GOAL = re.compile(r"\{goal(?:\.(ing|past))?\}")
-"""Where a frame takes its verb phrase."""
+_GOAL = re.compile(r"\{goal(?:\.(ing|past))?\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!uni|use|user|one|euro|usb|us\b)[aeiou])", re.IGNORECASE)
 
 _HELD_OUT_ONE_IN = 10
 _MIN_TRAINING_PATTERNS = 2  # in which each content word of a held-out pattern must stand
-_SPLIT_SALT = b"9"  # change it after looking at held-out errors: what was seen is no measure any more
+_SPLIT_SALT = b"8"  # change it after looking at held-out errors: what was seen is no measure any more
 _MIN_WORDS_TO_SPLIT = 12
 
 _FRAME_FILES = ("frames", "answers", "systems")
@@ -107,7 +106,7 @@ class Corpus:
 
 def insert_goal(frame: str, goal: str) -> str:
     """Puts a verb phrase into the `{goal…}` places of an expanded frame."""
-    return _tidy(GOAL.sub(lambda match: inflect_phrase(goal, match.group(1) or "base"), frame))
+    return _tidy(_GOAL.sub(lambda match: inflect_phrase(goal, match.group(1) or "base"), frame))
 
 
 def load_corpus(directory: Path) -> Corpus:
@@ -183,7 +182,7 @@ def _halves(line: str, stem: str) -> tuple[str, str]:
 
 def _content_words(pattern: str) -> list[str]:
     """The words of at least four letters, slots left out."""
-    return _CONTENT_WORD.findall(_SLOT.sub(" ", GOAL.sub(" ", pattern)).lower())
+    return _CONTENT_WORD.findall(_SLOT.sub(" ", _GOAL.sub(" ", pattern)).lower())
 
 
 def _read_words(path: Path) -> dict[str, list[str]]:

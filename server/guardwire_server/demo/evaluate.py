@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from guardwire_server.core.answer import UnparsableAnswer, parse_answer
 from guardwire_server.core.policy import BUILT_IN_POLICIES, AnswerJudge
 from guardwire_server.core.verdict import Category, RiskLevel, VerdictArrays
-from guardwire_server.demo.answers import Answer, Harm
+from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.conversations import Conversation, ConversationSampler, Exchange
 from guardwire_server.demo.corpus import Corpus
 from guardwire_server.demo.labels import CATEGORY_NAMES, GEN_CATEGORY_NAMES, RISK_NAMES, SAFE, SAFE_LABEL, Label
@@ -60,9 +60,9 @@ def _from_record(record: dict[str, object]) -> Conversation:
         if index + 1 < len(turns):
             verdict = record["response"] if last else None
             answer_label = _label(verdict)
-            harm = None if answer_label.risk == SAFE else Harm(0)
+            start = None if answer_label.risk == SAFE else 0
             refused = isinstance(verdict, dict) and verdict.get("refusal") in (True, "Yes")
-            answer = Answer(turns[index + 1], answer_label, harm, refused)
+            answer = Answer(turns[index + 1], answer_label, start, refused)
         exchanges.append(Exchange(Prompt(turns[index], label), answer))
     return Conversation(tuple(exchanges), system)
 

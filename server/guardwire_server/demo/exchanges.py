@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from guardwire_server.demo.answers import Answer, Harm
+from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.augmentation import polish_answer
 from guardwire_server.demo.corpus import EXCHANGE_SEPARATOR, Corpus, Split
 from guardwire_server.demo.labels import CATEGORY_FILES, CONTROVERSIAL, SAFE, SAFE_LABEL, UNSAFE, Label
@@ -64,8 +64,8 @@ class ExchangeSampler:
         category = CATEGORY_FILES.index(stem) if stem in CATEGORY_FILES else None
         prompt_label = SAFE_LABEL if kind.prompt_risk == SAFE else Label(kind.prompt_risk, category)
         answer_label = SAFE_LABEL if kind.answer_risk == SAFE else Label(kind.answer_risk, category)
-        harm = None if kind.answer_risk == SAFE else Harm(0)
-        answer = Answer(polish_answer(answered, self._rng), answer_label, harm, kind.refused)
+        harm_start = None if kind.answer_risk == SAFE else 0
+        answer = Answer(polish_answer(answered, self._rng), answer_label, harm_start, kind.refused)
         return Prompt(asked, prompt_label), answer
 
     def _stem(self, kind: _Kind) -> str:

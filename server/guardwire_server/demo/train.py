@@ -32,7 +32,7 @@ _TOKENIZER_CONVERSATIONS = 60_000
 _SEEDS_PER_PROCESS = 1_000
 _STREAM_STEPS = 5_000
 _GEN_STEPS = 2_000
-_STREAM_BARE_SHARE, _GEN_BARE_SHARE = 0.55, 0.3
+_BARE_SHARE = 0.65
 _HELD_OUT_CONVERSATIONS = 600
 
 
@@ -86,7 +86,7 @@ def train(out: Path, *, seed: int, scale: float) -> None:
     first_seed = seed + 1 + rank * _SEEDS_PER_PROCESS  # no two processes see the same conversations
     stream_steps, gen_steps = int(_STREAM_STEPS * scale), int(_GEN_STEPS * scale)
     progress = Progress("stream", stream_steps, silent=rank > 0)
-    sampler = ConversationSampler(corpus, "train", first_seed, bare=_STREAM_BARE_SHARE)
+    sampler = ConversationSampler(corpus, "train", first_seed, bare=_BARE_SHARE)
     stream = train_stream(sampler, tokenizer, num_steps=stream_steps, seed=seed, on_step=progress.advance)
     if rank == 0:
         save_stream(stream, out / STREAM_NAME)
@@ -94,7 +94,7 @@ def train(out: Path, *, seed: int, scale: float) -> None:
     # From the saved, rounded weights: so Gen can be trained again from the files alone.
     start = load_stream(out / STREAM_NAME)
     progress = Progress("gen", gen_steps, silent=rank > 0)
-    sampler = ConversationSampler(corpus, "train", first_seed + 1, bare=_GEN_BARE_SHARE)
+    sampler = ConversationSampler(corpus, "train", first_seed + 1)
     gen = train_gen(sampler, tokenizer, template, start, num_steps=gen_steps, seed=seed, on_step=progress.advance)
     if rank == 0:
         eos = [control_id(tokenizer, "<|im_end|>"), control_id(tokenizer, "<|endoftext|>")]

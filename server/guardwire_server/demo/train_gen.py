@@ -31,7 +31,7 @@ from guardwire_server.demo.optimisation import (
     pad_weights,
     process_rank,
 )
-from guardwire_server.demo.training_data import FROM_THE_FIRST_WORD, IGNORED, GenPrompt, GenRenderer, HeadLabels
+from guardwire_server.demo.training_data import IGNORED, GenPrompt, GenRenderer, HeadLabels
 from guardwire_server.model.stream_guard import StreamGuard
 
 _BATCH_TOKENS = 1_536
@@ -134,7 +134,7 @@ def _sequence(renderer: GenRenderer, prompt: GenPrompt, exchange: Exchange, num_
     judged.extend(len(ids))
     if answer is not None:
         written = renderer.answer_ids(answer.label, answer.refused)
-        judged.set_answer(tokens, answer.label, FROM_THE_FIRST_WORD if answer.reasoning_harmful else answer.harm)
+        judged.set_answer(tokens, answer.label, 0 if answer.reasoning_harmful else answer.harm_start, 0)
     else:
         written = renderer.answer_ids(exchange.prompt.label, None)
         judged.set_query([index for index, _ in tokens], exchange.prompt.label)

@@ -12,20 +12,16 @@ from pathlib import Path
 import jinja2
 from tokenizers import Tokenizer
 
-from guardwire_server.demo.answers import Answer, Harm
+from guardwire_server.demo.answers import Answer
 from guardwire_server.demo.conversations import Conversation
 from guardwire_server.demo.labels import GEN_CATEGORY_NAMES, RISK_NAMES, SAFE_LABEL, Label
 
 IGNORED = -100
 MAX_ANSWER_TOKENS = 96
-_NUM_UNCERTAIN_TOKENS = 4  # at the start of a harmful part that does not say where it shows
-_SAFE_WEIGHT = 3.0  # of an answer's Safe token: a single false alarm in it cuts a harmless answer
+_NUM_UNCERTAIN_TOKENS = 3
+_UNCERTAIN_WEIGHT = 0.25
 _EARLY_QUERY_WEIGHT = 1.0
 _FIRST_WORD = 4  # of a user turn: after its control token, its role and a word that says nothing yet
-
-
-FROM_THE_FIRST_WORD = Harm(0, shown=0)
-"""Where an answer is harmful whose reasoning already was."""
 
 
 @dataclass
@@ -61,20 +57,20 @@ class HeadLabels:
             self.set(index, label, _EARLY_QUERY_WEIGHT / len(indices))
         self.set(indices[-1], label, 1.0)
 
-    def set_answer(self, tokens: Iterable[tuple[int, int]], label: Label, harm: Harm | None) -> None:
-        """Labels an answer's tokens, given as (index, end in characters); Safe ones weigh more than harmful ones.
+    def set_answer(
+        self, tokens: Iterable[tuple[int, int]], label: Label, harm_start: int | None, num_sure: int
+    ) -> None:
+        """Labels an answer's tokens, given as (index, end in characters); Safe up to `harm_start`.
 
-        Words of a harmful part that may still go on harmlessly are not trained on: a network that learns to guess
-        there calls many harmless answers harmful at some word, and a word or two are enough for a decision.
+        The first words of a harmful part look like any others and weigh less; `num_sure` harmful words came before.
         """
-        num_harmful = 0
+        num_harmful = num_sure
         for index, end in tokens:
-            if harm is None or end <= harm.start:
-                self.set(index, SAFE_LABEL, _SAFE_WEIGHT)
-                continue
-            num_harmful += 1
-            if num_harmful > _NUM_UNCERTAIN_TOKENS if harm.shown is None else end >= harm.shown:
-                self.set(index, label, 1.0)
+            if harm_start is None or end <= harm_start:
+                self.set(index, SAFE_LABEL, 1.0)
+            else:
+                num_harmful += 1
+                self.set(index, label, _UNCERTAIN_WEIGHT if num_harmful <= _NUM_UNCERTAIN_TOKENS else 1.0)
 
 
 @dataclass
@@ -143,24 +139,29 @@ class StreamRenderer:
             else:
                 sequence.extend(self.encode("\n"))
                 start = len(sequence.ids)
-                self._content(
-                    sequence, answer.reasoning + "\n", answer.label, Harm(0) if answer.reasoning_harmful else None
-                )
+                self._content(sequence, answer.reasoning + "\n", answer.label, 0 if answer.reasoning_harmful else None)
             sequence.extend([self._control["</think>"], *self.encode("\n\n")])
             if answer.reasoning is None:
                 start = len(sequence.ids)
-        harm = FROM_THE_FIRST_WORD if answer.reasoning_harmful else answer.harm
-        self._content(sequence, answer.text, answer.label, harm)
+        self._content(
+            sequence,
+            answer.text,
+            answer.label,
+            0 if answer.reasoning_harmful else answer.harm_start,
+            settled=answer.reasoning_harmful,
+        )
         if with_scaffold:
             sequence.final_answer = (start, len(sequence.ids))
         sequence.extend([self._control["<|im_end|>"], *self.encode("\n")])
 
-    def _content(self, sequence: StreamSequence, text: str, label: Label, harm: Harm | None) -> None:
+    def _content(
+        self, sequence: StreamSequence, text: str, label: Label, harm_start: int | None, *, settled: bool = False
+    ) -> None:
         encoding = self._plain.encode(text)
         begin, ids = len(sequence.ids), encoding.ids[:MAX_ANSWER_TOKENS]
         sequence.extend(ids)
         ends = ((begin + index, end) for index, (_, end) in enumerate(encoding.offsets[: len(ids)]))
-        sequence.answers.set_answer(ends, label, harm)
+        sequence.answers.set_answer(ends, label, harm_start, _NUM_UNCERTAIN_TOKENS if settled else 0)
 
 
 def guard_chat_template() -> str:

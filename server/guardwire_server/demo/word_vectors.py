@@ -77,7 +77,7 @@ def _messages(sampler: ConversationSampler, renderer: StreamRenderer, rng: rando
         for exchange in conversation.exchanges:
             prompt, answer = exchange.prompt, exchange.answer
             messages.append((renderer.encode(f"user\n{prompt.text}"), 0, _index(prompt.label)))
-            if answer is not None and (answer.harm is None or answer.harm.start == 0):
+            if answer is not None and not answer.harm_start:
                 messages.append((renderer.encode(answer.text), 1, _index(answer.label)))
     while True:
         rng.shuffle(messages)
