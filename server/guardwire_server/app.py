@@ -1,9 +1,8 @@
-"""Puts the server together and runs it: the only place that knows all parts."""
+"""Puts the server together: the only place that knows all parts."""
 
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -34,10 +33,9 @@ from guardwire_server.model.loading import (
     open_as,
 )
 from guardwire_server.model.native_kernels import load_native_kernels
-from guardwire_server.ready_file import claim_ready_file
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.health import HealthMonitor
-from guardwire_server.rpc.server import SERVICES, RpcServer, check_address
+from guardwire_server.rpc.server import SERVICES, RpcServer
 from guardwire_server.rpc.service import ModerationService
 
 logger = logging.getLogger(__name__)
@@ -219,28 +217,6 @@ async def local_server(
         yield address
     finally:
         await server.stop()
-
-
-async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress] | None = None) -> None:
-    """Runs a server until SIGTERM or SIGINT; the ready file, if any, holds the address exactly while it serves.
-
-    Raises:
-        StartupError: If it cannot start.
-    """
-    with claim_ready_file(config.ready_file) as write_ready_file:
-        check_address(config.listen)  # loading takes minutes: what can be found out before is
-        server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
-        address = await server.start()
-        logger.info("serving on %s", address)
-        write_ready_file(address)
-        await stopped.wait()
-        logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
-    await server.stop()
-    logger.info("stopped")
 
 
 def _session_manager(config: ServerConfig, model: StreamModel) -> SessionManager:

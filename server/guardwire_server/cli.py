@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     config = load_config(vars(options))
-    from guardwire_server.app import serve  # torch is slow to import: not before the configuration is right
     from guardwire_server.loading_display import loading_display
+    from guardwire_server.serving import serve  # torch is slow to import: not before the configuration is right
 
     with loading_display() as on_progress:
         asyncio.run(serve(config, on_progress))
