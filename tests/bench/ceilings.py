@@ -20,10 +20,9 @@ from transformers import Qwen3Config
 from guardwire_server.model.native_kernels import load_native_kernels
 from guardwire_server.model.projections import projection
 from guardwire_server.model.ragged_attention import kv_bytes_per_token, num_kv_heads
-from tests.bench.progress import say
 
 _READ_BYTES = 512 * 2**20  # many times the caches
-_NUM_REPEATS = 9
+_NUM_REPEATS = 5
 _MATRIX_ROWS = 256
 
 
@@ -51,24 +50,29 @@ def body_parameters(config: Qwen3Config) -> int:
     return config.num_hidden_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
 
 
-def measure_ceilings(config: Qwen3Config) -> Ceilings:
-    """Measures both with all threads: a plain sum over memory, and products of the model's own shape by the fastest way
-    that is here."""
-    say("measuring the machine's ceilings")
-    memory = torch.ones(_READ_BYTES // 4)
-    bandwidth = _READ_BYTES / _best_s(lambda: memory.sum())
-    weight = torch.randn(config.intermediate_size, config.hidden_size).bfloat16().float()
-    x = torch.randn(_MATRIX_ROWS, config.hidden_size)
-    ways = [projection(weight, kernels) for kernels in (load_native_kernels(), None)]
-    fastest_s = min(_best_s(lambda way=way: way(x)) for way in ways)  # type: ignore[misc]
-    return Ceilings(bandwidth, 2 * weight.numel() * _MATRIX_ROWS / fastest_s)
+class CeilingProbe:
+    """Measures the ceilings, again and again: machines that others share change their speed within minutes."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        """Prepares a read of memory and the products of the model's own shape, in all ways that are here."""
+        self._memory = torch.ones(_READ_BYTES // 4)
+        self._x = torch.randn(_MATRIX_ROWS, config.hidden_size)
+        self._flop = 2 * config.intermediate_size * config.hidden_size * _MATRIX_ROWS
+        weight = torch.randn(config.intermediate_size, config.hidden_size).bfloat16().float()
+        self._ways = [projection(weight, kernels) for kernels in (load_native_kernels(), None)]
+
+    def measure(self) -> Ceilings:
+        """What the machine can do now, with all threads."""
+        bandwidth = _READ_BYTES / _best_s(lambda: self._memory.sum())
+        fastest_s = min(_best_s(lambda way=way: way(self._x)) for way in self._ways)  # type: ignore[misc]
+        return Ceilings(bandwidth, self._flop / fastest_s)
 
 
 def _best_s(work: Callable[[], object]) -> float:
     """A ceiling is the best of some repetitions; the median of the better half keeps one lucky reading out."""
     durations_s = []
-    for _ in range(2 + _NUM_REPEATS):
+    for _ in range(1 + _NUM_REPEATS):
         started_s = time.perf_counter()
         work()
         durations_s.append(time.perf_counter() - started_s)
-    return statistics.median(sorted(durations_s[2:])[: (_NUM_REPEATS + 1) // 2])
+    return statistics.median(sorted(durations_s[1:])[: (_NUM_REPEATS + 1) // 2])

@@ -125,10 +125,10 @@ class ManyStreams:
         known = self._streams.get(stream_id)
         if known is not None:
             known[0].handle(event)
+        elif isinstance(event, InputRefused):
+            self._refuse(stream_id, event.error)
         else:
-            self._refuse(
-                stream_id, event.error if isinstance(event, InputRefused) else wrong_state(State.AWAITING_OPEN, event)
-            )
+            self._refuse(stream_id, wrong_state(State.AWAITING_OPEN, event))
 
     def _admit(self, stream_id: int) -> bool:
         """Opens a stream; False, and the caller is told, if that cannot be."""
