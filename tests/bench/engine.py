@@ -41,7 +41,7 @@ CONTEXT_TOKENS = 512
 PREFILL_TOKENS = 512
 GROWTH_CONTEXTS = (64, 512, 4096)
 TOKEN_ID = 1879
-QUICK_ROUNDS = 4
+QUICK_ROUNDS = 3
 FAST_S = 0.5
 FAST_REPEATS = 3
 """What takes less than this is timed so many times in a round."""

@@ -231,8 +231,9 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
                 if self.step is not None:
                     answer.step.CopyFrom(self.step)
                     self.step = None
+                hangs_up = self.hangs_up  # once the answer is out, a test may go on and change it
                 yield answer
-                if self.hangs_up:
+                if hangs_up:
                     return
             self.num_half_closed += 1
         finally:

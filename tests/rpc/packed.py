@@ -1,6 +1,7 @@
 """The packed form of ModerateStreams, taken apart and put together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from guardwire.v1 import moderation_pb2 as pb
 
@@ -18,9 +19,9 @@ def responses_of(message: pb.ModerateStreamsResponse) -> Iterator[tuple[int, pb.
             yield item.stream_id, item.response
 
 
-def _unpacked(step: pb.StepVerdicts) -> Iterable[tuple[int, pb.ModerateStreamResponse]]:
-    columns = (
-        step.stream_ids,
+def _unpacked(step: pb.StepVerdicts) -> Iterator[tuple[int, pb.ModerateStreamResponse]]:
+    """Each stream's consecutive tokens as one response, which is what they came as before they were packed."""
+    columns: tuple[Sequence[Any], ...] = (
         step.token_indices,
         step.risk_levels,
         step.safe_probabilities,
@@ -29,14 +30,22 @@ def _unpacked(step: pb.StepVerdicts) -> Iterable[tuple[int, pb.ModerateStreamRes
         step.categories,
         step.category_probabilities,
     )
-    for stream_id, index, level, safe, controversial, unsafe, category, probability in zip(*columns, strict=True):
+    assert {len(column) for column in columns} == {len(step.stream_ids)}
+    start = 0
+    while start < len(step.stream_ids):
+        stop, stream_id, first = start + 1, step.stream_ids[start], step.token_indices[start]
+        while stop < len(step.stream_ids) and step.stream_ids[stop] == stream_id:
+            assert step.token_indices[stop] == first + stop - start
+            stop += 1
+        levels, safe, controversial, unsafe, categories, probabilities = (column[start:stop] for column in columns[1:])
         verdicts = pb.Verdicts(
-            start_index=index,
-            risk_levels=[level],
-            safe_probabilities=[safe],
-            controversial_probabilities=[controversial],
-            unsafe_probabilities=[unsafe],
-            categories=[category],
-            category_probabilities=[probability],
+            start_index=first,
+            risk_levels=levels,
+            safe_probabilities=safe,
+            controversial_probabilities=controversial,
+            unsafe_probabilities=unsafe,
+            categories=categories,
+            category_probabilities=probabilities,
         )
         yield stream_id, pb.ModerateStreamResponse(verdicts=verdicts)
+        start = stop
