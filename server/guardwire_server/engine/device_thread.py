@@ -19,7 +19,6 @@ nobody waits for an answer that cannot come.
 
 import asyncio
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -109,10 +108,6 @@ class StepEngine(Protocol):
         ...
 
 
-_Submitted = tuple[StepEngine, Any]
-"""A message and whose it is."""
-
-
 class DeviceThread:
     """Owns the thread and its inbox. `submit`, `start` and `stop` are called on the event loop.
 
@@ -123,11 +118,9 @@ class DeviceThread:
     def __init__(self, engines: Sequence[StepEngine], clock: Callable[[], float] = time.monotonic) -> None:
         self._engines = tuple(engines)
         self._clock = clock
-        self._outbox: list[_Submitted] = []  # submitted in this round of the loop; the loop's alone
-        self._inbox: queue.SimpleQueue[list[_Submitted]] = queue.SimpleQueue()  # rounds; an empty one only wakes
-        self._taken: deque[_Submitted] = (
-            deque()
-        )  # from the inbox and not applied yet; the thread's alone while it lives
+        self._outbox: list[tuple[StepEngine, Any]] = []  # submitted in this round of the loop; the loop's alone
+        self._inbox: deque[tuple[StepEngine, Any]] = deque()
+        self._wake = threading.Condition()
         self._is_stopping = False
         self._busy_since_s: float | None = None
         self._last_step_s = 0.0
@@ -160,15 +153,19 @@ class DeviceThread:
 
     async def stop(self, timeout_s: float) -> bool:
         """Ends the thread after its present step, failing what is pending; False if it did not end in time."""
-        self._is_stopping = True
-        self._inbox.put([])
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
         return not self._thread.is_alive()
 
     def _send_out(self) -> None:
-        if not self.is_dead:  # else `_bury` is on its way, which sees to what is left
-            self._inbox.put(self._outbox)
-            self._outbox = []
+        with self._wake:
+            if self.is_dead:
+                return  # `_bury` is on its way
+            self._inbox.extend(self._outbox)
+            self._wake.notify()
+        self._outbox.clear()
 
     def _run(self) -> None:
         try:
@@ -184,8 +181,9 @@ class DeviceThread:
         self._die()
 
     def _wait_for_work(self) -> None:
-        if not any(engine.has_work for engine in self._engines):
-            self._taken.extend(self._inbox.get())
+        with self._wake:
+            while not (self._inbox or self._is_stopping or any(engine.has_work for engine in self._engines)):
+                self._wake.wait()
 
     def _gather(self) -> None:
         """Waits a little for callers that were just answered, so that they share the next step."""
@@ -193,23 +191,20 @@ class DeviceThread:
         if wait_s < MIN_GATHER_S:
             return
         deadline_s = self._clock() + wait_s
-        while any(engine.expects_more for engine in self._engines) and not self._is_stopping:
-            left_s = deadline_s - self._clock()
-            if left_s <= 0:
-                return
-            try:
-                self._taken.extend(self._inbox.get(timeout=left_s))
-            except queue.Empty:
-                return
+        while any(engine.expects_more for engine in self._engines):
+            with self._wake:
+                left_s = deadline_s - self._clock()
+                if left_s <= 0 or self._is_stopping:
+                    return
+                if not self._inbox:
+                    self._wake.wait(left_s)
             self._apply_messages()
 
     def _apply_messages(self) -> None:
-        while not self._inbox.empty():
-            self._taken.extend(self._inbox.get())
-        if not self._taken:
+        if not self._inbox:
             return
-        while self._taken:
-            engine, message = self._taken.popleft()
+        while self._inbox:
+            engine, message = self._inbox.popleft()
             engine.apply(message)
         for engine in self._engines:
             engine.update_load()
@@ -226,19 +221,20 @@ class DeviceThread:
             raise RuntimeError(f"{engine.num_consecutive_failures} steps in a row failed")
 
     def _die(self) -> None:
-        self.is_dead = True
+        with self._wake:
+            self.is_dead = True
         self._fail_everything()
         self._call_on_loop(self._bury)
 
     def _bury(self) -> None:
-        """On the loop, when the thread has touched the engines for the last time: what came too late for it fails."""
-        self._inbox.put(self._outbox)
-        self._outbox = []
+        """On the loop, when the thread has touched the engines for the last time: what was left in the outbox fails."""
+        self._inbox.extend(self._outbox)
+        self._outbox.clear()
         self._fail_everything()
 
     def _fail_everything(self) -> None:
         """What was submitted before the end became known must fail too, not wait for ever."""
-        while self._taken or not self._inbox.empty():
+        while self._inbox:
             try:
                 self._apply_messages()
             except Exception:
