@@ -261,7 +261,6 @@ def test_what_a_sequence_cannot_take() -> None:
 
 def test_a_token_beyond_the_largest_extent_is_refused() -> None:
     target = scheduler(num_roots=1)
-    target.add(1)
     push(target, 1, 1024)
     with pytest.raises(ValueError, match="exceed the largest extent"):
         target.append(1, 5, Read.RESPONSE)
@@ -296,7 +295,6 @@ def test_who_loses_its_room_is_read_again_in_the_same_step() -> None:
     for seq_id, num_tokens in ((1, 100), (2, 100), (3, 100), (4, 60)):
         push(target, seq_id, num_tokens)
     run_until_idle(target, 9)
-    push(target, 1, 100)  # moves to an extent of 256
-    for seq_id in (2, 3, 4):
-        push(target, seq_id, 1)
+    for seq_id, num_tokens in ((1, 100), (2, 1), (3, 1), (4, 1)):  # the first moves to an extent of 256
+        push(target, seq_id, num_tokens)
     assert step(target)[3] == 101
