@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from guardwire import AsyncClient
 from tests.clients.fake_server import FakeServer
+from tests.clients.recorded_spans import RecordedSpans
 
 
 @pytest.fixture
@@ -30,3 +31,13 @@ def target(fake: FakeServer) -> str:
 async def client(target: str) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(target) as async_client:
         yield async_client
+
+
+@pytest.fixture
+def spans() -> Iterator[RecordedSpans]:
+    """The spans of clients with its provider; each must have ended once when the test is over."""
+    recorded = RecordedSpans()
+    yield recorded
+    recorded.provider.shutdown()
+    assert recorded.open
+    assert not any(recorded.open.values())

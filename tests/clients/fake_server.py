@@ -82,6 +82,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         self.responses: Sequence[pb.ModerateStreamResponse] | None = None  # a stream's instead of the real ones
         self.step: pb.StepVerdicts | None = None  # in the next message to many streams, instead of the real one
         self.pieces: Sequence[pb.GetTokenizerResponse] | None = None  # a tokenizer's instead of the real ones
+        self.policies_version = "5" * 64
         self.silent = False  # nothing is ever answered
         self.drains = False
         self.hangs_up = False  # ends a call with many streams at its next message
@@ -128,6 +129,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         request: pb.GetServerInfoRequest,
         context: Context,
     ) -> pb.GetServerInfoResponse:
+        self.metadata = dict(context.invocation_metadata() or ())
         await self._misbehave(context)
         turn = pb.TurnPolicy(
             unsafe=pb.ACTION_BLOCK,
@@ -160,6 +162,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
                     on_error=pb.ACTION_BLOCK,
                 )
             ],
+            policies_version=self.policies_version,
             limits=LIMITS,
             load=pb.Load(num_sessions=self.num_active, num_steps=10, num_step_sequences=20),
         )
@@ -169,6 +172,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         request: pb.GetTokenizerRequest,
         context: Context,
     ) -> AsyncIterator[pb.GetTokenizerResponse]:
+        self.metadata = dict(context.invocation_metadata() or ())
         await self._misbehave(context)
         content = tokenizer_json()
         first = pb.GetTokenizerResponse(num_bytes=len(content), tokenizer_fingerprint=tokenizer_fingerprint())
@@ -181,6 +185,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         request_iterator: AsyncIterator[pb.ModerateStreamRequest],
         context: Context,
     ) -> AsyncIterator[pb.ModerateStreamResponse]:
+        self.metadata = dict(context.invocation_metadata() or ())
         await self._arrive()
         stream: FakeStream | None = None
         try:
@@ -213,6 +218,7 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         request_iterator: AsyncIterator[pb.ModerateStreamsRequest],
         context: Context,
     ) -> AsyncIterator[pb.ModerateStreamsResponse]:
+        self.metadata = dict(context.invocation_metadata() or ())
         await self._arrive()
         streams: dict[int, FakeStream] = {}
         packs = False

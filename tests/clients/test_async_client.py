@@ -83,6 +83,7 @@ async def test_server_info(client: AsyncClient) -> None:
     assert (policy.user.unsafe, policy.user.controversial) == (Action.BLOCK, None)
     assert policy.user.categories == ((Category.PII, Action.FLAG),)
     assert (info.limits.max_tokens_per_message, info.load.num_step_sequences) == (16, 20)
+    assert info.policies_version == "5" * 64
 
 
 async def test_tokenizer(client: AsyncClient) -> None:

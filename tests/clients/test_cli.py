@@ -212,8 +212,18 @@ async def test_info(target: str, capsys: pytest.CaptureFixture[str]) -> None:
         "model    fake-stream (stream, revision 1, float32 on cpu, 8192 tokens of context, for trying out only)"
     )
     assert lines[2] == "policy   default (loose, debounce same level): blocks Unsafe"
+    assert lines[3] == f"policies version {'5' * 64}"
     assert await run("info", "--json", target=target) == 0
-    assert json.loads(capsys.readouterr().out)["models"][0]["kind"] == "stream"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["models"][0]["kind"], told["policies_version"]) == ("stream", "5" * 64)
+
+
+async def test_info_of_a_server_that_tells_no_version_of_its_policies(
+    fake: FakeServer, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.policies_version = ""
+    assert await run("info", target=target) == 0
+    assert "version" not in capsys.readouterr().out
 
 
 async def test_missing_packages_are_named(

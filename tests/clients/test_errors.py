@@ -11,7 +11,9 @@ from grpc import aio
 
 import guardwire
 from guardwire import AsyncClient, Client, GuardwireError
-from guardwire.errors import from_rpc_error
+from guardwire.convert.responses import stream_error
+from guardwire.errors import ErrorDetails, FieldViolation, from_rpc_error
+from guardwire.v1 import moderation_pb2 as pb
 from tests.clients.fake_server import Failure, FakeServer
 
 BY_STATUS = {
@@ -139,3 +141,12 @@ async def test_deadlines(fake: FakeServer, target: str) -> None:
 async def _open(client: AsyncClient) -> None:
     async with client.moderate("hi"):
         pass
+
+
+def test_the_error_of_one_stream_among_many_tells_as_much_as_a_calls() -> None:
+    full = pb.StreamError(code=8, message="full", reason="FULL", retry_delay=Duration(seconds=1, nanos=500_000_000))
+    error = stream_error(full)
+    assert (type(error), error.message) == (guardwire.Overloaded, "full")
+    assert error.details == ErrorDetails("FULL", retry_after_s=1.5)
+    lost = pb.StreamError(code=13, message="lost", reason="LOST", field="open.model", request_id="r-1")
+    assert stream_error(lost).details == ErrorDetails("LOST", (FieldViolation("open.model", "lost"),), None, "r-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.clients.command import run_python
+from tests.clients.fake_server import FakeServer
 
 EXAMPLES = Path(__file__).parents[2] / "clients" / "python" / "examples"
 
@@ -40,10 +41,22 @@ async def test_moderate_stream_lets_a_safe_answer_pass(target: str) -> None:
     assert await example("moderate_stream.py", target, "The sky is blue.") == "The sky is blue.\n"
 
 
+async def test_traced_answer(fake: FakeServer, target: str) -> None:
+    call, answer = (await example("traced_answer.py", target)).splitlines()
+    name = "guardwire.v1.ModerationService/ModerateStream"
+    assert call.startswith(f"{name} guardwire.action=block guardwire.num_verdicts=")
+    assert call.endswith(
+        f" guardwire.session.id=fake-1 rpc.method={name} rpc.response.status_code=CANCELLED rpc.system.name=grpc"
+    )
+    assert answer == "write an answer"
+    assert "traceparent" in fake.metadata
+
+
 def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "classify.py",
         "many_streams.py",
         "moderate_stream.py",
         "sync_classify.py",
+        "traced_answer.py",
     }

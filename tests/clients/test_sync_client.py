@@ -245,8 +245,11 @@ async def test_deadlines(fake: FakeServer, target: str) -> None:
         with Client(target, timeout_s=0.05) as client:
             with pytest.raises(DeadlineExceeded):
                 client.classify("hi")
-            with pytest.raises(DeadlineExceeded, match="did not open"), client.moderate("hi"):
-                pass
+            stream = client.moderate("hi")
+            with pytest.raises(DeadlineExceeded, match="did not open"):
+                stream.__enter__()
+            with pytest.raises(DeadlineExceeded, match="did not open"):
+                stream.push([SKY])
         with Client(target) as client, pytest.raises(DeadlineExceeded), client.moderate("hi", timeout_s=0.05):
             pass
 

@@ -5,6 +5,7 @@ from guardwire.async_many import AsyncManyStreams
 from guardwire.async_stream import AsyncModerateStream
 from guardwire.client import Client
 from guardwire.conversation import Message, MessageLike, Messages
+from guardwire.credentials import tls_credentials
 from guardwire.enums import (
     Action,
     Category,
@@ -109,4 +110,5 @@ __all__ = [
     "Update",
     "UpdateMode",
     "UpdatesLost",
+    "tls_credentials",
 ]

@@ -42,6 +42,7 @@ class AsyncCall(Generic[RequestT, ResponseT]):
         self._over = asyncio.Event()
         self._left = False
         self._reader = asyncio.create_task(self._read(CallOutcome(call)), name="guardwire-stream")
+        self._reader.add_done_callback(self._note_cancelled)
 
     @property
     def is_over(self) -> bool:
@@ -97,6 +98,10 @@ class AsyncCall(Generic[RequestT, ResponseT]):
             self._finish(unreadable(error))
         if not self.is_over:
             self._finish(outcome.error(last))
+
+    def _note_cancelled(self, reader: asyncio.Task[None]) -> None:
+        if reader.cancelled() and not self.is_over:  # before its first step, as when the event loop closes
+            self._finish(stream_left())
 
     def _finish(self, failure: GuardwireError | None) -> None:
         self._over.set()

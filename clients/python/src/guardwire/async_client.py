@@ -15,20 +15,21 @@ from guardwire.async_transport import OwnCall
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
 from guardwire.convert.server_info import server_info
+from guardwire.credentials import call_metadata
 from guardwire.enums import ModelKind
-from guardwire.errors import translated_errors
 from guardwire.options import ModerateKeywords, ModerateOptions
 from guardwire.results import Classification
 from guardwire.server_info import ServerInfo
 from guardwire.stream_protocol import StreamProtocol
 from guardwire.tokenizer import TokenizerDownload
+from guardwire.tracing import Metadata, begin_calls, whole_call
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1.moderation_pb2_grpc import ModerationServiceStub
 
 if TYPE_CHECKING:
-    from guardwire.v1.moderation_pb2_grpc import ModerationServiceAsyncStub
+    from opentelemetry.trace import TracerProvider
 
-Metadata = Sequence[tuple[str, str | bytes]]
+    from guardwire.v1.moderation_pb2_grpc import ModerationServiceAsyncStub
 
 
 class AsyncClient:
@@ -44,22 +45,30 @@ class AsyncClient:
         *,
         timeout_s: float | None = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
         metadata: Metadata = (),
         channel_options: Sequence[tuple[str, Any]] = (),
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         """Makes a client; nothing is sent yet.
 
         Args:
             target: The server's address, `host:port` or any gRPC name such as `dns:///moderation:50051`.
             timeout_s: The deadline of every call that states none, and of opening a stream; None: no deadline.
-            credentials: TLS credentials, as `grpc.ssl_channel_credentials` makes them; None: plain text.
-            metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+            credentials: TLS credentials, as `guardwire.tls_credentials` makes them; None: plain text.
+            api_key: The key or token that says who is calling, sent with every call as `authorization: Bearer …`;
+                without TLS everybody on the way can read it.
+            metadata: Sent with every call too.
             channel_options: gRPC channel arguments.
+            tracer_provider: Whose spans the calls get, if OpenTelemetry's API is installed; None: the global one's.
+
+        Raises:
+            ValueError: `api_key` is something that cannot be sent.
         """
         self._target = target
         self._timeout_s = timeout_s
         self._credentials = credentials
-        self._metadata = tuple(metadata)
+        self._begin = begin_calls(target, call_metadata(metadata, api_key), tracer_provider)
         self._channel_options = list(channel_options)
         self._channel: aio.Channel | None = None
         self._made_stub: ModerationServiceAsyncStub | None = None
@@ -79,9 +88,9 @@ class AsyncClient:
             GuardwireError: By kind; see `guardwire.errors`.
         """
         request = requests.classify_request(messages, model, policy)
-        with translated_errors():
-            response = await self._stub().Classify(request, timeout=self._deadline(timeout_s), metadata=self._metadata)
-        return responses.classification(response)
+        with whole_call(self._begin("Classify")) as span:
+            response = await self._stub().Classify(request, timeout=self._deadline(timeout_s), metadata=span.metadata)
+            return responses.classification(response)
 
     def moderate(
         self, messages: Messages | None = None, *, timeout_s: float | None = None, **options: Unpack[ModerateKeywords]
@@ -101,7 +110,10 @@ class AsyncClient:
             TypeError: An option does not exist.
         """
         protocol = StreamProtocol(messages, ModerateOptions(**options))
-        call = OwnCall(lambda: self._stub().ModerateStream(timeout=timeout_s, metadata=self._metadata))
+        call = OwnCall(
+            lambda metadata: self._stub().ModerateStream(timeout=timeout_s, metadata=metadata),
+            lambda: self._begin("ModerateStream"),
+        )
         return AsyncModerateStream(call, protocol, self._timeout_s)
 
     def moderate_many(self, *, timeout_s: float | None = None) -> AsyncManyStreams:
@@ -114,16 +126,18 @@ class AsyncClient:
             What opens the streams, to be used as `async with`.
         """
         return AsyncManyStreams(
-            lambda: self._stub().ModerateStreams(timeout=timeout_s, metadata=self._metadata), self._timeout_s
+            lambda metadata: self._stub().ModerateStreams(timeout=timeout_s, metadata=metadata),
+            lambda: self._begin("ModerateStreams"),
+            self._timeout_s,
         )
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Asks for the server's models, policies, limits and present load; raises GuardwireError."""
-        with translated_errors():
+        with whole_call(self._begin("GetServerInfo")) as span:
             response = await self._stub().GetServerInfo(
-                pb.GetServerInfoRequest(), timeout=self._deadline(timeout_s), metadata=self._metadata
+                pb.GetServerInfoRequest(), timeout=self._deadline(timeout_s), metadata=span.metadata
             )
-        return server_info(response)
+            return server_info(response)
 
     async def tokenizer_json(
         self, model_kind: ModelKind = ModelKind.STREAM, *, timeout_s: float | None = None
@@ -134,17 +148,16 @@ class AsyncClient:
             ServerFault: It is not complete, or not the vocabulary that the server says it is.
             GuardwireError: The call failed otherwise.
         """
+        request = requests.tokenizer_request(model_kind)
         download = TokenizerDownload()
-        call = self._stub().GetTokenizer(
-            requests.tokenizer_request(model_kind), timeout=self._deadline(timeout_s), metadata=self._metadata
-        )
-        try:
-            with translated_errors():
+        with whole_call(self._begin("GetTokenizer")) as span:
+            call = self._stub().GetTokenizer(request, timeout=self._deadline(timeout_s), metadata=span.metadata)
+            try:
                 async for piece in call:
                     download.add(piece)
-        finally:
-            call.cancel()
-        return download.content()
+            finally:
+                call.cancel()
+            return download.content()
 
     async def close(self) -> None:
         """Cancels every call that is still open and disconnects; calling again does nothing."""

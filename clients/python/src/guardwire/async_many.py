@@ -10,6 +10,7 @@ from guardwire.async_stream import AsyncModerateStream
 from guardwire.conversation import Messages
 from guardwire.options import ModerateKeywords, ModerateOptions
 from guardwire.stream_protocol import StreamProtocol
+from guardwire.tracing import BeginCallSpan
 
 
 class AsyncManyStreams:
@@ -21,8 +22,8 @@ class AsyncManyStreams:
     stream alone; what ends the call ends all of them, each with the error, and a new call must be begun.
     """
 
-    def __init__(self, start: StartSharedCall, open_timeout_s: float | None) -> None:
-        self._call = SharedCall(start)
+    def __init__(self, start: StartSharedCall, begin_span: BeginCallSpan, open_timeout_s: float | None) -> None:
+        self._call = SharedCall(start, begin_span)
         self._open_timeout_s = open_timeout_s
 
     def moderate(

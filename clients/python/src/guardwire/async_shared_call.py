@@ -17,9 +17,10 @@ from guardwire.convert.requests import Request
 from guardwire.errors import DeadlineExceeded, GuardwireError, stream_left, unreadable
 from guardwire.many_protocol import ManyProtocol
 from guardwire.stream_protocol import Response
+from guardwire.tracing import BeginCallSpan, CallMetadata, CallSpan, StreamSpan, Untraced, start_call
 from guardwire.v1 import moderation_pb2 as pb
 
-StartSharedCall = Callable[[], aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse]]
+StartSharedCall = Callable[[CallMetadata], aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse]]
 
 END_TIMEOUT_S = 5.0
 """How long leaving waits for the server to end a call whose streams have all ended; then it is cancelled."""
@@ -32,8 +33,10 @@ class SharedCall:
     Invariant: `_streams` holds those that want to hear of the server; `_protocol` knows also those that were left.
     """
 
-    def __init__(self, start_call: StartSharedCall) -> None:
-        self._start_call = start_call
+    def __init__(self, start: StartSharedCall, begin_span: BeginCallSpan) -> None:
+        self._start = start
+        self._begin_span = begin_span
+        self._span: CallSpan = Untraced()
         self._call: AsyncCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._protocol = ManyProtocol()
@@ -47,7 +50,8 @@ class SharedCall:
         """Starts the call, once."""
         if self._call is not None:
             raise RuntimeError("a call can be entered once")
-        self._call = AsyncCall(self._start_call(), self._receive, self._end)
+        self._span = self._begin_span()
+        self._call = AsyncCall(start_call(self._span, self._start), self._receive, self._end)
         self._writer = asyncio.create_task(self._write(self._call), name="guardwire-writer")
 
     async def leave(self, *, in_good_order: bool) -> None:
@@ -62,6 +66,10 @@ class SharedCall:
                     await self._call.wait_over()
         await self._call.leave()
         await asyncio.wait([self._writer])
+
+    def begin_stream_span(self) -> StreamSpan:
+        """Begins the span of a stream of this call."""
+        return self._span.begin_stream()
 
     def add(self, stream: SharedCallStream) -> int:
         """Takes a new stream in and gives its id; ends it at once where the call is over."""
@@ -143,12 +151,14 @@ class SharedCall:
             stream.end(copy.copy(failure))  # one each: an error that several tasks raise gathers their tracebacks
         self._to_write.set()
         self._room.set()
+        self._span.end(failure)
 
 
 class SharedCallStream:
     """The `StreamTransport` of one stream of a shared call. Owner: the stream."""
 
     def __init__(self, call: SharedCall, timeout_s: float | None) -> None:
+        self.span: StreamSpan = Untraced()
         self._call = call
         self._timeout_s = timeout_s
         self._timer: asyncio.TimerHandle | None = None
@@ -160,6 +170,7 @@ class SharedCallStream:
     def start(self, receive: Receive, end: End) -> None:
         """Joins the call."""
         self._receive, self._end = receive, end
+        self.span = self._call.begin_stream_span()
         self._stream_id = self._call.add(self)
         if self._timeout_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)

@@ -155,9 +155,12 @@ class AsyncModerateStream:
             if self._failure is not None:
                 raise self._failure
         except TimeoutError:
+            failure = DeadlineExceeded(
+                f"the stream did not open within {self._open_timeout_s} s", grpc.StatusCode.DEADLINE_EXCEEDED
+            )
+            self._end(failure)  # leaving cancels the call, which is not what it ends with
             await self.leave()
-            message = f"the stream did not open within {self._open_timeout_s} s"
-            raise DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED) from None
+            raise failure from None
         except BaseException:
             await self.leave()
             raise
@@ -187,3 +190,4 @@ class AsyncModerateStream:
             self._failure = failure or broken_contract("the server ended the stream without a summary")
         self._over = True
         self._changed.set()
+        self._transport.span.end(self._failure, self._protocol)

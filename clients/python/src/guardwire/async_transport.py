@@ -13,16 +13,20 @@ from guardwire.convert import requests
 from guardwire.convert.requests import Request
 from guardwire.errors import GuardwireError
 from guardwire.stream_protocol import Response
+from guardwire.tracing import BeginCallSpan, CallMetadata, StreamSpan, Untraced, start_call
 from guardwire.v1 import moderation_pb2 as pb
 
 Receive = Callable[[Response], None]
 End = Callable[[GuardwireError | None], None]
 
-StartCall = Callable[[], aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]]
+StartCall = Callable[[CallMetadata], aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]]
 
 
 class StreamTransport(Protocol):
     """Carries one stream: on a call of its own, or on one that many streams share."""
+
+    span: StreamSpan
+    """The stream's; `start` begins it, and the stream ends it."""
 
     def start(self, receive: Receive, end: End) -> None:
         """Begins.
@@ -45,14 +49,17 @@ class StreamTransport(Protocol):
 class OwnCall:
     """A ModerateStream call: one stream. Owner: the stream."""
 
-    def __init__(self, start_call: StartCall) -> None:
-        self._start_call = start_call
+    def __init__(self, start: StartCall, begin_span: BeginCallSpan) -> None:
+        self.span: StreamSpan = Untraced()
+        self._start = start
+        self._begin_span = begin_span
         self._call: AsyncCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse] | None = None
         self._sending = asyncio.Lock()
 
     def start(self, receive: Receive, end: End) -> None:
         """Starts the call."""
-        self._call = AsyncCall(self._start_call(), receive, end)
+        self.span = span = self._begin_span()
+        self._call = AsyncCall(start_call(span, self._start), receive, end)
 
     async def send(self, build: Callable[[], list[Request]]) -> None:
         """Writes each request when grpc has taken the one before; `finish` ends the caller's half."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from guardwire import cli_classify, cli_info, cli_moderate
+from guardwire.cli_connection import add_connection_arguments, connect
 from guardwire.cli_input import InputError
 from guardwire.cli_output import Screen
 from guardwire.client import Client
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     command: _Command = arguments.command
     try:
-        with Client(arguments.target, timeout_s=arguments.timeout) as client:
+        with connect(arguments) as client:
             return command(client, arguments, Screen(sys.stdout))
     except InputError as error:
         return _fail(str(error))
@@ -64,15 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         command = add(commands)
         command.epilog = _EPILOG
         command.formatter_class = argparse.RawDescriptionHelpFormatter
-        command.add_argument(
-            "--target",
-            default=os.environ.get("GUARDWIRE_TARGET") or "localhost:50051",
-            metavar="HOST:PORT",
-            help="the server; default: GUARDWIRE_TARGET, or localhost:50051",
-        )
-        command.add_argument(
-            "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long one call may take; default: 60"
-        )
+        command.allow_abbrev = False  # `--api-key KEY` must not pass for --api-key-file
+        add_connection_arguments(command)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 

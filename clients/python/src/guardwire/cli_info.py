@@ -38,6 +38,8 @@ def _show(result: ServerInfo, screen: Screen) -> None:
         screen.line(f"model    {_model(model)}")
     for policy in result.policies:
         screen.line(f"policy   {_policy(policy)}")
+    if result.policies_version:
+        screen.line(f"policies version {result.policies_version}")
     screen.line(f"limits   {_fields(result.limits)}")
     screen.line(f"load     {_fields(result.load)}")
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
 from guardwire.convert.server_info import server_info
+from guardwire.credentials import call_metadata
 from guardwire.enums import ModelKind
-from guardwire.errors import translated_errors
 from guardwire.options import ModerateKeywords, ModerateOptions
 from guardwire.results import Classification
 from guardwire.server_info import ServerInfo
 from guardwire.stream import ModerateStream
 from guardwire.stream_protocol import StreamProtocol
 from guardwire.tokenizer import TokenizerDownload
+from guardwire.tracing import Metadata, begin_calls, whole_call
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1.moderation_pb2_grpc import ModerationServiceStub
 
-Metadata = Sequence[tuple[str, str | bytes]]
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 class Client:
@@ -38,20 +40,28 @@ class Client:
         *,
         timeout_s: float | None = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
         metadata: Metadata = (),
         channel_options: Sequence[tuple[str, Any]] = (),
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         """Makes a client; nothing is sent yet.
 
         Args:
             target: The server's address, `host:port` or any gRPC name such as `dns:///moderation:50051`.
             timeout_s: The deadline of every call that states none, and of opening a stream; None: no deadline.
-            credentials: TLS credentials, as `grpc.ssl_channel_credentials` makes them; None: plain text.
-            metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+            credentials: TLS credentials, as `guardwire.tls_credentials` makes them; None: plain text.
+            api_key: The key or token that says who is calling, sent with every call as `authorization: Bearer …`;
+                without TLS everybody on the way can read it.
+            metadata: Sent with every call too.
             channel_options: gRPC channel arguments.
+            tracer_provider: Whose spans the calls get, if OpenTelemetry's API is installed; None: the global one's.
+
+        Raises:
+            ValueError: `api_key` is something that cannot be sent.
         """
         self._timeout_s = timeout_s
-        self._metadata = tuple(metadata)
+        self._begin = begin_calls(target, call_metadata(metadata, api_key), tracer_provider)
         options = list(channel_options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=options)
@@ -74,9 +84,9 @@ class Client:
             GuardwireError: By kind; see `guardwire.errors`.
         """
         request = requests.classify_request(messages, model, policy)
-        with translated_errors():
-            response = self._stub.Classify(request, timeout=self._deadline(timeout_s), metadata=self._metadata)
-        return responses.classification(response)
+        with whole_call(self._begin("Classify")) as span:
+            response = self._stub.Classify(request, timeout=self._deadline(timeout_s), metadata=span.metadata)
+            return responses.classification(response)
 
     def moderate(
         self, messages: Messages | None = None, *, timeout_s: float | None = None, **options: Unpack[ModerateKeywords]
@@ -97,18 +107,19 @@ class Client:
         """
         protocol = StreamProtocol(messages, ModerateOptions(**options))
         return ModerateStream(
-            lambda pushed: self._stub.ModerateStream(pushed, timeout=timeout_s, metadata=self._metadata),
+            lambda metadata, pushed: self._stub.ModerateStream(pushed, timeout=timeout_s, metadata=metadata),
+            lambda: self._begin("ModerateStream"),
             protocol,
             self._timeout_s,
         )
 
     def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Asks for the server's models, policies, limits and present load; raises GuardwireError."""
-        with translated_errors():
+        with whole_call(self._begin("GetServerInfo")) as span:
             response = self._stub.GetServerInfo(
-                pb.GetServerInfoRequest(), timeout=self._deadline(timeout_s), metadata=self._metadata
+                pb.GetServerInfoRequest(), timeout=self._deadline(timeout_s), metadata=span.metadata
             )
-        return server_info(response)
+            return server_info(response)
 
     def tokenizer_json(self, model_kind: ModelKind = ModelKind.STREAM, *, timeout_s: float | None = None) -> bytes:
         """Fetches a model's tokenizer.json and checks it against the server's fingerprint.
@@ -117,17 +128,16 @@ class Client:
             ServerFault: It is not complete, or not the vocabulary that the server says it is.
             GuardwireError: The call failed otherwise.
         """
+        request = requests.tokenizer_request(model_kind)
         download = TokenizerDownload()
-        call = self._stub.GetTokenizer(
-            requests.tokenizer_request(model_kind), timeout=self._deadline(timeout_s), metadata=self._metadata
-        )
-        try:
-            with translated_errors():
+        with whole_call(self._begin("GetTokenizer")) as span:
+            call = self._stub.GetTokenizer(request, timeout=self._deadline(timeout_s), metadata=span.metadata)
+            try:
                 for piece in call:
                     download.add(piece)
-        finally:
-            call.cancel()
-        return download.content()
+            finally:
+                call.cancel()
+            return download.content()
 
     def close(self) -> None:
         """Cancels every call that is still open and disconnects; calling again does nothing."""

@@ -113,6 +113,10 @@ class Cancelled(GuardwireError):
     """The call was cancelled: its stream was left, or the server gave it up."""
 
 
+class StreamLeft(Cancelled):
+    """Its caller left the stream before its end, so the call was cancelled on purpose."""
+
+
 class StreamAborted(GuardwireError):
     """The server cut the stream: it was idle, lasted too long, or was not read."""
 
@@ -157,9 +161,9 @@ def broken_contract(message: str) -> ServerFault:
     return ServerFault(message, grpc.StatusCode.INTERNAL)
 
 
-def stream_left() -> Cancelled:
+def stream_left() -> StreamLeft:
     """Builds the error of a stream that its caller has left before its end."""
-    return Cancelled("the stream was left", grpc.StatusCode.CANCELLED)
+    return StreamLeft("the stream was left", grpc.StatusCode.CANCELLED)
 
 
 def unreadable(error: Exception) -> GuardwireError:

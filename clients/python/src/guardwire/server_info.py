@@ -87,6 +87,8 @@ class ServerInfo:
     policies: tuple[PolicyInfo, ...]
     limits: Limits
     load: Load
+    policies_version: str
+    """Changes when any policy does; empty where the server does not tell it."""
 
     def model(self, kind: ModelKind) -> ModelInfo | None:
         """The model of one kind, or None when the server has none."""

@@ -23,6 +23,7 @@ from guardwire.errors import (
 )
 from guardwire.results import Decision, StreamOpened, Update
 from guardwire.stream_protocol import StreamProtocol
+from guardwire.tracing import BeginCallSpan, CallMetadata, StreamSpan, Untraced, start_call
 from guardwire.unread_updates import UnreadUpdates
 from guardwire.v1 import moderation_pb2 as pb
 
@@ -39,7 +40,7 @@ class ResponseCall(Protocol):
         ...
 
 
-StartCall = Callable[[Iterator[pb.ModerateStreamRequest]], ResponseCall]
+StartCall = Callable[[CallMetadata, Iterator[pb.ModerateStreamRequest]], ResponseCall]
 
 
 class ModerateStream:
@@ -51,8 +52,12 @@ class ModerateStream:
     Updates wait until they are asked for, up to the bound in `guardwire.unread_updates`.
     """
 
-    def __init__(self, start: StartCall, protocol: StreamProtocol, open_timeout_s: float | None) -> None:
+    def __init__(
+        self, start: StartCall, begin_span: BeginCallSpan, protocol: StreamProtocol, open_timeout_s: float | None
+    ) -> None:
         self._start = start
+        self._begin_span = begin_span
+        self._span: StreamSpan = Untraced()
         self._protocol = protocol
         self._open_timeout_s = open_timeout_s
         # Around the protocol, the unread updates and the end, and so that requests queue in the order they were made.
@@ -157,14 +162,15 @@ class ModerateStream:
         if self._call is not None:
             raise RuntimeError("a stream can be entered once")
         waiting: Iterator[Request] = iter(self._requests.get, None)
-        self._call = self._start(map(requests.message, waiting))
+        self._span = span = self._begin_span()
+        self._call = start_call(span, lambda metadata: self._start(metadata, map(requests.message, waiting)))
         self._reader = threading.Thread(target=self._read, args=(self._call,), name="guardwire-stream", daemon=True)
         self._reader.start()
         try:
             self._send(lambda: [self._protocol.open])
             if not self._opened_or_over.wait(self._open_timeout_s):
                 message = f"the stream did not open within {self._open_timeout_s} s"
-                raise DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED)
+                self._end(DeadlineExceeded(message, grpc.StatusCode.DEADLINE_EXCEEDED))  # before leaving ends it
             if self._failure is not None:
                 raise self._failure
         except BaseException:
@@ -214,9 +220,12 @@ class ModerateStream:
 
     def _end(self, failure: GuardwireError | None) -> None:
         with self._changed:
+            if self._over.is_set():
+                return
             if self._protocol.summary is None:
                 self._failure = failure or broken_contract("the server ended the stream without a summary")
             self._over.set()
             self._changed.notify_all()
         self._opened_or_over.set()
         self._requests.put(None)  # lets go of the thread in which grpc waits for requests
+        self._span.end(self._failure, self._protocol)

@@ -24,7 +24,7 @@ from guardwire.convert.requests import Request
 from guardwire.enums import Action, InputKind, Role
 from guardwire.errors import InvalidRequest, broken_contract, invalid_request
 from guardwire.options import ModerateOptions
-from guardwire.results import Decision, RolledBack, StreamOpened, Summary, Update
+from guardwire.results import Decision, RolledBack, StreamOpened, Summary, TokenVerdicts, Update
 from guardwire.v1 import moderation_pb2 as pb
 
 Response = pb.ModerateStreamResponse | responses.PackedVerdict
@@ -42,12 +42,19 @@ class StreamProtocol:
         self.opened: StreamOpened | None = None
         self.summary: Summary | None = None
         self.num_tokens = 0
+        self.num_verdicts = 0
+        self._num_forgotten = 0
         self._input = options.input
         self._answer_start = 0
         self._finished = False
         self._turn = 0
         self._decisions: list[Decision] = []
         self._rollbacks: deque[int] = deque()
+
+    @property
+    def num_pushed(self) -> int | None:
+        """Tokens pushed, with those rolled back; None on text streams, where the server counts."""
+        return self.num_tokens + self._num_forgotten if self._input is InputKind.TOKENS else None
 
     @property
     def decision(self) -> Decision | None:
@@ -85,7 +92,9 @@ class StreamProtocol:
                 "rollback.num_tokens_kept",
                 grpc.StatusCode.OUT_OF_RANGE,
             )
-        self.num_tokens = min(self.num_tokens, num_tokens_kept)
+        num_forgotten = max(0, self.num_tokens - num_tokens_kept)
+        self.num_tokens -= num_forgotten
+        self._num_forgotten += num_forgotten
         self._decisions = [decision for decision in self._decisions if not _is_forgotten(decision, num_tokens_kept)]
         self._rollbacks.append(num_tokens_kept)
         return [requests.rollback(num_tokens_kept)]
@@ -122,6 +131,8 @@ class StreamProtocol:
         if update is not None and self.opened is None:
             raise broken_contract(f"the server's first message on a stream is {type(update).__name__}")
         match update:
+            case TokenVerdicts():
+                self.num_verdicts += len(update.risk_levels)
             case Decision():
                 self._decide(update)
             case RolledBack():

@@ -143,7 +143,9 @@ def stream_error(message: pb.StreamError) -> GuardwireError:
     """Reads the end of one stream among many as the error that a call of its own would have raised."""
     violations = (FieldViolation(message.field, message.message),) if message.field else ()
     code = _STATUS_BY_NUMBER.get(message.code, grpc.StatusCode.UNKNOWN)
-    return from_status(code, message.message, ErrorDetails(message.reason, violations))
+    retry_after_s = seconds(message.retry_delay) if message.HasField("retry_delay") else None
+    details = ErrorDetails(message.reason, violations, retry_after_s, message.request_id)
+    return from_status(code, message.message, details)
 
 
 def _draining(message: pb.Draining) -> Draining:

@@ -25,6 +25,7 @@ def server_info(response: pb.GetServerInfoResponse) -> ServerInfo:
             load.num_step_sequences,
             load.num_step_tokens,
         ),
+        policies_version=response.policies_version,
     )
 
 

@@ -1613,6 +1613,8 @@ class StreamError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """The gRPC status code that a call of its own would have ended with."""
     message: _builtins.str
@@ -1621,6 +1623,12 @@ class StreamError(_message.Message):
     """The stable reason, as in `google.rpc.ErrorInfo`."""
     field: _builtins.str
     """The path of the field at fault, if one is."""
+    request_id: _builtins.str
+    """The name of a fault of the server's in its logs, as in `RequestInfo`; empty where it has none."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """After how long trying again can help, as in `RetryInfo`; left out where it cannot."""
+
     def __init__(
         self,
         *,
@@ -1628,10 +1636,12 @@ class StreamError(_message.Message):
         message: _builtins.str = ...,
         reason: _builtins.str = ...,
         field: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "request_id", b"request_id", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1665,8 +1675,11 @@ class GetServerInfoResponse(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    POLICIES_VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the server."""
+    policies_version: _builtins.str
+    """SHA-256, in lower-case hexadecimal, of the policies in force: it changes when any of them does."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
         """The models that it serves, at most one of each kind."""
@@ -1691,10 +1704,11 @@ class GetServerInfoResponse(_message.Message):
         policies: _abc.Iterable[Global___PolicyInfo] | None = ...,
         limits: Global___Limits | None = ...,
         load: Global___Load | None = ...,
+        policies_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load", b"load", "models", b"models", "policies", b"policies", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "load", b"load", "models", b"models", "policies", b"policies", "policies_version", b"policies_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
