@@ -44,6 +44,7 @@ def print_tables(result: Result, bars: Sequence[Bar]) -> None:
         "front_end": _front_end_table,
         "fairness": _fairness_table,
         "sweep": _sweep_table,
+        "telemetry": _telemetry_table,
     }
     for name, table in tables.items():
         if name in result:
@@ -163,6 +164,17 @@ def _sweep_table(result: Result) -> Table:
                 f"{point['sequences_per_step']:.1f}",
             )
             for point in result["sweep"]["points"]
+        ],
+    )
+
+
+def _telemetry_table(result: Result) -> Table:
+    telemetry, num_streams = result["telemetry"], result["settings"]["num_streams"]
+    return (
+        (f"telemetry, {num_streams} streams", "tokens/s", "us a token without a model"),
+        [
+            (label, f"{telemetry[f'{side}_tokens_per_s']:.1f}", f"{telemetry[f'noop_{side}_cpu_us']:.0f}")
+            for label, side in (("off", "off"), ("all on", "on"))
         ],
     )
 

@@ -19,6 +19,7 @@ from tests.bench.report import Bar, missed_bars, print_tables, write_result
 from tests.bench.settings import Settings
 from tests.bench.streams import measure_streams
 from tests.bench.sweep import measure_sweep
+from tests.bench.telemetry import measure_telemetry
 
 BUSY_LOAD_AVERAGE = 0.5
 QUICK_CLASSIFY_REPEATS = 3
@@ -39,6 +40,7 @@ SECTIONS: dict[str, Section] = {
     "front_end": lambda settings: asyncio.run(measure_front_end(settings)),
     "fairness": lambda settings: asyncio.run(measure_fairness(stream_checkpoint(), settings)),
     "sweep": lambda settings: asyncio.run(measure_sweep(stream_checkpoint(), settings)),
+    "telemetry": lambda settings: asyncio.run(measure_telemetry(stream_checkpoint(), settings)),
 }
 
 PICTURED = {"sweep", "engine"}
@@ -59,6 +61,7 @@ BARS = (
     Bar("front_end", "noop_of_echo", 0.7, "one-token messages without a model: share of a bare echo"),
     Bar("front_end", "many_over_one", 10.0, "256 conversations on one call: times one call each"),
     Bar("fairness", "p99_with_over_without", 3.0, "p99 lag beside a long prompt: times that without", is_maximum=True),
+    Bar("telemetry", "on_of_off", 0.97, "all telemetry on: share of the tokens per second without"),
 )
 
 
