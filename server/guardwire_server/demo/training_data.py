@@ -188,6 +188,9 @@ def control_id(tokenizer: Tokenizer, token: str) -> int:
     return token_id
 
 
+_PLACE = "\0"
+
+
 @dataclass(frozen=True)
 class GenPrompt:
     """Token ids of a rendered conversation, and of its judged message (index, end in characters) for each token."""
@@ -209,9 +212,11 @@ class GenRenderer:
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> GenPrompt:
         """Renders a conversation up to where the answer starts."""
+        # Looked for with a character that no message has: a short message is found in the template's own words too.
+        marked = [*messages[:-1], {**messages[-1], "content": _PLACE}]
+        begin = self._template.render(messages=marked).index(_PLACE)
         text, judged = self._template.render(messages=list(messages)), messages[-1]["content"]
         encoding = self._tokenizer.encode(text)
-        begin = text.rindex(judged)
         inside = [
             (index, end - begin)
             for index, (start, end) in enumerate(encoding.offsets)
