@@ -49,9 +49,9 @@ demo-checkpoints: $(DEVELOPMENT) ## Train the demo checkpoints anew, into build/
 
 $(RUNTIME): $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch -e 'clients/python[cli]' -e .
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch -e 'clients/python[cli,otel]' -e .
 	touch $@
 
 $(DEVELOPMENT): $(RUNTIME)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch -e 'clients/python[cli]' -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch -e 'clients/python[cli,otel]' -e '.[dev]'
 	touch $@

@@ -9,26 +9,32 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from guardwire_server.core.errors import StartupError
 
 ENVIRONMENT_PREFIX = "GUARDWIRE_"
+
+OTLP_ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own, which operators set for all their services; the other OTEL_ variables are read by its SDK."""
 
 MAX_SECONDS, MAX_COUNT = 1e9, 2**31 - 1
 """More than anybody needs, and within what GetServerInfo can tell."""
 
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-_FOREIGN_VARIABLE = re.compile(r"config|target|(port|service)(_.*)?")
-"""Variables with our prefix that are no settings: `--config`, the client's target, and what Kubernetes sets in every
-container for a Service named `guardwire`."""
+_FOREIGN_VARIABLE = re.compile(r"config|target|api_key|(port|service)(_.*)?")
+"""Variables with our prefix that are no settings: `--config`, the client's target and key, and what Kubernetes sets in
+every container for a Service named `guardwire`."""
 
 
 class ServerConfig(BaseModel):
@@ -95,15 +101,93 @@ class ServerConfig(BaseModel):
     grace_s: float = Field(
         default=30.0, ge=0, le=MAX_SECONDS, description="seconds that open calls have to end after SIGTERM"
     )
-    reflection: bool = Field(default=True, description="serve gRPC reflection")
+    reflection: bool | None = Field(
+        default=None, description="serve gRPC reflection; default: only on a loopback address without access_file"
+    )
+    channelz: bool = Field(default=False, description="serve gRPC channelz, which shows the connections of all callers")
+    tls_cert: Path | None = Field(default=None, description="PEM file with the server's certificate and its chain")
+    tls_key: Path | None = Field(default=None, description="PEM file with the server's private key")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file with the authorities whose client certificates are let in; others are not"
+    )
+    allow_insecure: bool = Field(default=False, description="listen beyond loopback without TLS")
+    access_file: Path | None = Field(
+        default=None, description="YAML file with tenants, their credentials and limits; default: everybody is let in"
+    )
+    policies_file: Path | None = Field(
+        default=None, description="YAML file with the policies; default: default, strict and observe"
+    )
+    reload_interval_s: Seconds = Field(
+        default=1.0, description="seconds between looks at certificates, access_file and policies_file for changes"
+    )
+    health_listen: str | None = Field(
+        default=None, description="HOST:PORT of a second port, without TLS, that serves grpc.health.v1 and nothing else"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="URL of an OpenTelemetry collector, gRPC; default: OTEL_EXPORTER_OTLP_ENDPOINT, or nothing is sent",
+    )
+    metrics_listen: str | None = Field(
+        default=None, description="HOST:PORT that serves /metrics to Prometheus; default: none"
+    )
+    metrics_interval_s: Seconds = Field(default=10.0, description="seconds between exports of metrics by OTLP")
+    trace_ratio: Share = Field(
+        default=1.0, description="share of the calls without a caller's trace that are traced, 0 to 1"
+    )
+    step_trace_ratio: Share = Field(default=0.01, description="share of the engine steps that are traced, 0 to 1")
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="text, json, or auto: text on a terminal and JSON elsewhere"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
 
-    @field_validator("listen")
+    @field_validator("listen", "health_listen", "metrics_listen")
     @classmethod
-    def _check_listen(cls, value: str) -> str:
+    def _check_listen(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, colon, port = value.rpartition(":")
         if not (host and colon and port.isdigit() and int(port) < 65536):
             raise ValueError("must be HOST:PORT with a port from 0 to 65535")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_otlp_endpoint(cls, value: str | None) -> str | None:
+        url = urlsplit(value or "http://none")
+        if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/"):
+            raise ValueError("must be http://HOST:PORT or https://HOST:PORT, of a port that speaks gRPC")
+        return value
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key: both or neither must be set")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca: needs tls_cert and tls_key")
+        if not (self.tls_cert or self.allow_insecure or is_loopback(self.listen)):
+            raise ValueError(
+                f"listen: {self.listen} is not a loopback address, and there is no TLS; set tls_cert and tls_key, "
+                "or allow_insecure if something in front encrypts"
+            )
+        return self
+
+    @property
+    def has_reflection(self) -> bool:
+        """Whether reflection is served."""
+        if self.reflection is not None:
+            return self.reflection
+        return is_loopback(self.listen) and self.access_file is None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: whatever it resolves to
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -167,11 +251,14 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     names = {name: name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in environment}
-    return {
+    settings = {
         key: environment[name]
         for name, key in names.items()
         if name.startswith(ENVIRONMENT_PREFIX) and not _FOREIGN_VARIABLE.fullmatch(key)
     }
+    if endpoint := environment.get(OTLP_ENDPOINT_VARIABLE):
+        settings.setdefault("otlp_endpoint", endpoint)
+    return settings
 
 
 def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
@@ -180,5 +267,8 @@ def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
         key = ".".join(str(part) for part in item["loc"])
         is_unknown = item["type"] == "extra_forbidden"
         problem = "there is no such setting" if is_unknown else item["msg"].removeprefix("Value error, ")
+        if not key:  # of several settings together, which the message names
+            lines.append(problem)
+            continue
         lines.append(f"{key} (from {sources.get(key.partition('.')[0], 'the defaults')}): {problem}")
     return "; ".join(lines)

@@ -1,18 +1,29 @@
 """A server as a process: from loading to SIGTERM."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
-from guardwire_server.app import Server, load_models
+from guardwire_server import __version__
+from guardwire_server.app import Server
+from guardwire_server.check_config import check_files
 from guardwire_server.config import ServerConfig
+from guardwire_server.core.errors import StartupError
 from guardwire_server.model.checkpoint_weights import LoadProgress
 from guardwire_server.ready_file import claim_ready_file
 from guardwire_server.rpc.server import check_address
+from guardwire_server.served_models import load_models
+from guardwire_server.telemetry.providers import Telemetry, TelemetrySettings
+from guardwire_server.telemetry.server import ServerTelemetry
 
 logger = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
+"""How long the last telemetry has to reach its collector: one export's usual time, and not so long that an orchestrator
+which waits for a little more than the grace period loses its patience."""
 
 
 async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress] | None = None) -> None:
@@ -21,21 +32,64 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     Raises:
         StartupError: If it cannot start.
     """
-    with claim_ready_file(config.ready_file) as write_ready_file:
-        check_address(config.listen)  # loading takes minutes: what can be found out before is
-        server = Server(config, load_models(config, on_progress))  # a signal during this ends the process at once
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
-        address = await server.start()
-        logger.info("serving on %s", address)
-        _leave_loaded_objects_alone()
-        write_ready_file(address)
-        await stopped.wait()
-        logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
-    await server.stop()
-    logger.info("stopped")
+    async with _telemetry(config) as telemetry:
+        with claim_ready_file(config.ready_file) as write_ready_file:
+            _check_before_loading(config)
+            models = load_models(config, on_progress)  # a signal during this ends the process at once
+            server = Server(config, models, telemetry)
+            stopped = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stopped.set)
+            address = await server.start()
+            logger.info("serving on %s", address)
+            _leave_loaded_objects_alone()
+            write_ready_file(address)
+            await stopped.wait()
+            logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
+        await server.stop()
+        logger.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _telemetry(config: ServerConfig) -> AsyncIterator[ServerTelemetry]:
+    """Exports what is recorded in the block, up to its end."""
+    telemetry = Telemetry(
+        TelemetrySettings(
+            version=__version__,
+            otlp_endpoint=config.otlp_endpoint,
+            metrics_listen=config.metrics_listen,
+            metrics_interval_s=config.metrics_interval_s,
+            trace_ratio=config.trace_ratio,
+        )
+    )
+    telemetry.start()
+    if telemetry.metrics_address:
+        logger.info("metrics on http://%s/metrics", telemetry.metrics_address)
+    try:
+        yield ServerTelemetry(
+            __version__,
+            tracer_provider=telemetry.tracer_provider,
+            meter_provider=telemetry.meter_provider,
+            logger_provider=telemetry.logger_provider,
+            step_trace_ratio=config.step_trace_ratio,
+        )
+    finally:
+        await asyncio.to_thread(telemetry.shutdown, FLUSH_S)
+
+
+def _check_before_loading(config: ServerConfig) -> None:
+    """Finds out what can be found out before minutes are spent on loading.
+
+    Raises:
+        StartupError: If an address cannot be bound, or a file that a setting names is not as it must be.
+    """
+    _, mistakes = check_files(config)
+    if mistakes:
+        raise StartupError("\n".join(mistakes))
+    check_address(config.listen)
+    if config.health_listen:
+        check_address(config.health_listen, "health_listen")
 
 
 def _leave_loaded_objects_alone() -> None:

@@ -30,13 +30,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
-from guardwire_server.app import MAX_NUM_BATCHED_TOKENS, Models, Server, load_models
+from guardwire_server.app import Server
 from guardwire_server.config import ServerConfig
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 from guardwire_server.core.kv_arena import KvArena
 from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype
 from guardwire_server.model.loading import GenModel
+from guardwire_server.served_models import MAX_NUM_BATCHED_TOKENS, Models, load_models
 from tests.bench.gen_prompts import NUM_PROMPT_TOKENS, RISKY_EVERY, conversation, is_risky
 from tests.bench.gen_texts import compare_texts
 from tests.bench.progress import say

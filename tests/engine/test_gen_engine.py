@@ -6,8 +6,8 @@ import pytest
 
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 from guardwire_server.core.errors import DeadlinePassed, EngineError, EngineUnavailable, RequestError
+from guardwire_server.core.observation import EngineLoad
 from guardwire_server.core.scheduler import SchedulerLimits
-from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.gen_engine import CallResult, CancelCall, GenEngine, GeneratedAnswer, StartCall
 from tests.core.fakes import IM_END
 from tests.engine.fakes import FakeGenBackend, ManualClock, as_ids, gen_prompt, risk_probabilities, scheduler
@@ -271,9 +271,9 @@ def test_deliver_passes_results_on() -> None:
 def test_the_load_counts_and_is_nothing_at_the_end() -> None:
     harness = Harness()
     harness.start(1, "a")
-    assert harness.engine.load == EngineLoad(num_sequences=1, num_pending_tokens=2)
+    assert harness.engine.load == EngineLoad(num_sequences=1, num_pending_tokens=2, num_prompt_tokens=2)
     harness.steps(1)
-    assert harness.engine.load == EngineLoad(1, 1, 64 / 1024, 1, 1, 2, 0)
+    assert harness.engine.load == EngineLoad(1, 1, 64 / 1024, 1, 1, 2, 0, num_prompt_tokens=2)
     harness.run()
     num_steps = len(SAFE) + 1
-    assert harness.engine.load == EngineLoad(0, 0, 0.0, num_steps, num_steps, num_steps + 1, 0)
+    assert harness.engine.load == EngineLoad(0, 0, 0.0, num_steps, num_steps, num_steps + 1, 0, num_prompt_tokens=2)

@@ -11,10 +11,10 @@ from guardwire_server.core.events import (
     TokensJudged,
     TruncateSequence,
 )
+from guardwire_server.core.observation import EngineLoad
 from guardwire_server.core.scheduler import SchedulerLimits
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import StreamReadings
-from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
@@ -179,6 +179,6 @@ def test_the_load_counts_steps_sequences_and_tokens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(harness.backend, "step", step)
     harness.engine.step()
     assert during == [EngineLoad(num_sequences=2, num_pending_tokens=5)]
-    assert harness.engine.load == EngineLoad(2, 1, 128 / 1024, 1, 2, 4, 0)
+    assert harness.engine.load == EngineLoad(2, 1, 128 / 1024, 1, 2, 4, 0, num_judged=(3, 0, 1))
     harness.engine.step()
-    assert harness.engine.load == EngineLoad(2, 0, 128 / 1024, 2, 3, 5, 0)
+    assert harness.engine.load == EngineLoad(2, 0, 128 / 1024, 2, 3, 5, 0, num_judged=(3, 0, 2))

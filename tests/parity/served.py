@@ -8,8 +8,9 @@ from pathlib import Path
 import grpc
 
 from guardwire.v1 import moderation_pb2_grpc
-from guardwire_server.app import Models, Server, load_models
+from guardwire_server.app import Server
 from guardwire_server.config import ServerConfig
+from guardwire_server.served_models import Models, load_models
 
 
 @dataclass(frozen=True)

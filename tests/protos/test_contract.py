@@ -59,7 +59,7 @@ def test_enums_and_statuses_of_the_documentation_exist_in_the_code() -> None:
     raised = set(
         re.findall(
             r"(?:InvalidField|OutOfRange|WrongState|UnknownName|NotServed|StreamTimeout|DeadlinePassed|Abandoned|"
-            r"Overloaded|Draining|EngineError|EngineUnavailable)\(\s*(?:request_id=)?\"([A-Z_]+)\"",
+            r"Unauthenticated|PermissionDenied|Overloaded|Draining|EngineError|EngineUnavailable)\(\s*(?:request_id=)?\"([A-Z_]+)\"",
             code,
         )
     )

@@ -12,6 +12,7 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core.events import CallerEvent
 from guardwire_server.rpc import health
 from guardwire_server.rpc.requests import RequestReader
+from guardwire_server.telemetry.server import ServerTelemetry
 from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 from tests.rpc.bystander import Bystander
 from tests.rpc.running_server import LoadedModels, RunningServer, StartServer, make_config
@@ -48,9 +49,14 @@ async def start_server(
     monkeypatch.setattr(RequestReader, "stream_event", count_and_read)
     async with AsyncExitStack() as servers:
 
-        async def start(**settings: Any) -> RunningServer:  # noqa: ANN401 settings of all types
+        async def start(
+            *,
+            telemetry: ServerTelemetry | None = None,
+            **settings: Any,  # noqa: ANN401 settings of all types
+        ) -> RunningServer:
             config = make_config(checkpoints, **settings)
-            running = await servers.enter_async_context(RunningServer(config, loaded_models.take(config)))
+            running = RunningServer(config, loaded_models.take(config), telemetry)
+            await servers.enter_async_context(running)
             servers.callback(loaded_models.give_back, running)
             started.append(running)
             return running

@@ -13,9 +13,11 @@ import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
-from guardwire_server.app import Models, Server, load_models
+from guardwire_server.app import Server
 from guardwire_server.config import ServerConfig
 from guardwire_server.core.step_plan import StepPlan
+from guardwire_server.served_models import Models, load_models
+from guardwire_server.telemetry.server import ServerTelemetry
 from tests.rpc.stream_call import WAIT_S, Failure, StreamCall
 
 
@@ -69,7 +71,7 @@ class StepGate:
 class RunningServer:
     """Owner of the server, its channel and its gates, for the duration of an `async with`."""
 
-    def __init__(self, config: ServerConfig, models: Models) -> None:
+    def __init__(self, config: ServerConfig, models: Models, telemetry: ServerTelemetry | None = None) -> None:
         self.config = config
         self.models = models
         self.gates: list[StepGate] = []
@@ -79,7 +81,7 @@ class RunningServer:
                 gate = StepGate(model.backend.step)
                 self.gates.append(gate)
                 model.backend.step = gate  # type: ignore[method-assign]
-        self._server = Server(config, models)
+        self._server = Server(config, models, telemetry)
         self._is_stopped = False
         self.address: str
         self.channel: grpc.aio.Channel
@@ -105,6 +107,12 @@ class RunningServer:
         if not self._is_stopped:
             self._is_stopped = True
             await self._server.stop()
+
+    @property
+    def health_address(self) -> str:
+        """Where it serves health alone."""
+        assert self._server.health_address, "health_listen is not set"
+        return self._server.health_address
 
     @property
     def stream_gate(self) -> StepGate:
@@ -193,7 +201,12 @@ def _loading_settings(config: ServerConfig) -> ServerConfig:
 class StartServer(Protocol):
     """Starts a server with settings that differ from `make_config`'s; it is stopped when the test ends."""
 
-    async def __call__(self, **settings: Any) -> RunningServer: ...  # noqa: ANN401 settings of all types
+    async def __call__(
+        self,
+        *,
+        telemetry: ServerTelemetry | None = None,
+        **settings: Any,  # noqa: ANN401 settings of all types
+    ) -> RunningServer: ...
 
 
 def make_config(checkpoints: tuple[Path, Path], **settings: Any) -> ServerConfig:  # noqa: ANN401

@@ -97,17 +97,36 @@ T = TypeVar("T")
 Call = grpc.aio.StreamStreamCall[pb.ModerateStreamRequest, pb.ModerateStreamResponse]
 
 
-class StreamCall:
-    """A call; `async with` cancels it at the end if it is still open.
+class FirstStatus:
+    """The status that a call ended with, once it has; `error` is None until then.
 
     A write that races with the server's end of the call makes grpc.aio replace the server's status by an INTERNAL of
     its own (https://github.com/grpc/grpc/issues/36066): the status that counts is the first other one.
     """
 
+    def __init__(self, call: grpc.aio.Call) -> None:
+        self.error: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._remember)
+
+    def _remember(self, call: grpc.aio.Call) -> None:
+        """Called when the call has got a status, so that there is nothing to wait for."""
+        status = grpc.aio.AioRpcError(
+            _settled(call.code()),
+            _settled(call.initial_metadata()),
+            _settled(call.trailing_metadata()),
+            _settled(call.details()),
+        )
+        is_failed_write = status.code() is grpc.StatusCode.INTERNAL and status.details() == "Internal error from Core"
+        if self.error is None and not is_failed_write:
+            self.error = status
+
+
+class StreamCall:
+    """A call; `async with` cancels it at the end if it is still open."""
+
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._status: grpc.aio.AioRpcError | None = None
-        call.add_done_callback(self._remember)
+        self._status = FirstStatus(call)
         self._responses = call.__aiter__()
         self.received = Received()
 
@@ -140,24 +159,12 @@ class StreamCall:
         try:
             response = await asyncio.wait_for(anext(self._responses), WAIT_S)
         except (StopAsyncIteration, grpc.aio.AioRpcError) as end:
-            status = self._status or end
+            status = self._status.error or end
             if isinstance(status, grpc.aio.AioRpcError) and status.code() is not grpc.StatusCode.OK:
                 raise status from None
             return None
         self.received.take(response)
         return self.received.kinds[-1]
-
-    def _remember(self, call: grpc.aio.Call) -> None:
-        """Called when the call has got a status, so that there is nothing to wait for."""
-        status = grpc.aio.AioRpcError(
-            _settled(call.code()),
-            _settled(call.initial_metadata()),
-            _settled(call.trailing_metadata()),
-            _settled(call.details()),
-        )
-        is_failed_write = status.code() is grpc.StatusCode.INTERNAL and status.details() == "Internal error from Core"
-        if self._status is None and not is_failed_write:
-            self._status = status
 
     async def read_until(self, kind: str) -> Received:
         """Reads until a response of that kind."""

@@ -39,7 +39,11 @@ CASES = {
     "second open": Case(opening(), WRONG_STATE, "ALREADY_OPEN", "open", "open already"),
     "empty request": Case(pb.ModerateStreamRequest(), INVALID, "EMPTY_REQUEST", "request", "one of open, tokens"),
     "id at the vocabulary's end": Case(
-        tokens([1, 448]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[1]", "448 is not a token"
+        tokens([1, 448]),
+        INVALID,
+        "TOKEN_ID_BEYOND_VOCABULARY",
+        "tokens.token_ids[1]",
+        "ids must be below 448",
     ),
     "largest id": Case(tokens([2**32 - 1]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[0]", "below 448"),
     "too many ids": Case(

@@ -1,6 +1,7 @@
 """Limits on how much at once and for how long: sessions, time, and callers that do not read."""
 
 import asyncio
+from typing import Any
 
 import grpc
 
@@ -75,7 +76,7 @@ def narrow_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=options)
 
 
-SLOW_READER_SETTINGS = {
+SLOW_READER_SETTINGS: dict[str, Any] = {
     "write_timeout_s": 0.3,
     "max_tokens_per_message": 512,
     "max_num_batched_tokens": 1024,

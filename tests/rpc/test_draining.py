@@ -3,8 +3,10 @@
 import asyncio
 
 import grpc
+import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server import app
 from tests.rpc.messages import answer_ids, finish, opening, tokens, user
 from tests.rpc.running_server import StartServer, failure_of
 from tests.rpc.stream_call import WAIT_S
@@ -71,3 +73,19 @@ async def test_stream_that_opens_late_hears_of_the_end_too(start_server: StartSe
         assert (await late.run(opening())).draining
         await other.run()
         await asyncio.wait_for(stopping, WAIT_S)
+
+
+async def test_device_that_hangs_does_not_keep_the_server_from_stopping(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "MIN_STALL_TIMEOUT_S", 0.2)
+    server = await start_server(grace_s=0.1, max_sessions=3)  # models of its own, which nobody else is lent
+    server.stream_gate.hold()
+    async with server.stream() as call:
+        await call.send(opening(), tokens(answer_ids(5)))
+        await server.stream_gate.arrival()
+        stopping = asyncio.create_task(server.stop())
+        failure = await call.failure()
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        await asyncio.wait_for(stopping, WAIT_S)
+    assert "the device thread did not end" in caplog.text

@@ -1,7 +1,6 @@
 """grpc.health.v1: what it says of a device that works, hangs, goes on and dies, by Check and by Watch."""
 
 import asyncio
-from typing import Any, Self
 
 import grpc
 import pytest
@@ -10,44 +9,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.rpc import health
 from guardwire_server.rpc.server import SERVICES
+from tests.rpc.health_calls import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Watch, check
 from tests.rpc.messages import answer_ids, opening, tokens, user
 from tests.rpc.running_server import RunningServer, StartServer, failure_of
 from tests.rpc.stream_call import WAIT_S
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 STALL_TIMEOUT_S = 0.3
-
-
-class Watch:
-    """A Watch call."""
-
-    def __init__(self, server: RunningServer, service: str = "") -> None:
-        stub = health_pb2_grpc.HealthStub(server.channel)
-        self._call: Any = stub.Watch(health_pb2.HealthCheckRequest(service=service))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._call.cancel()
-
-    async def next_status(self) -> int:
-        response = await asyncio.wait_for(self._call.read(), WAIT_S)
-        assert response is not grpc.aio.EOF
-        return int(response.status)
-
-    async def code(self) -> grpc.StatusCode:
-        """How the call ends."""
-        code: grpc.StatusCode = await asyncio.wait_for(self._call.code(), WAIT_S)
-        return code
-
-
-async def check(server: RunningServer, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(server.channel)
-    response = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
-    return int(response.status)
 
 
 def test_services() -> None:
@@ -55,7 +22,7 @@ def test_services() -> None:
     assert "grpc.health.v1.Health" in SERVICES
 
 
-@pytest.mark.parametrize("service", ["", *SERVICES])
+@pytest.mark.parametrize("service", ["", *SERVICES, health.READINESS, health.LIVENESS])
 async def test_serving(server: RunningServer, service: str) -> None:
     assert await check(server, service) == SERVING
     async with Watch(server, service) as watch:
@@ -66,6 +33,7 @@ async def test_unknown_service(server: RunningServer) -> None:
     stub = health_pb2_grpc.HealthStub(server.channel)
     failure = await failure_of(stub.Check(health_pb2.HealthCheckRequest(service="guardwire.v2.Nothing")))
     assert failure.code == grpc.StatusCode.NOT_FOUND
+    assert "guardwire.v1.ModerationService" in failure.message
     async with Watch(server, "guardwire.v2.Nothing") as watch:  # the protocol: it may become known
         assert await watch.next_status() == SERVICE_UNKNOWN
 

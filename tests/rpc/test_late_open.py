@@ -7,14 +7,16 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.access.usage import caller_usage
 from guardwire_server.core.events import RenderedTurn, Thinking
-from guardwire_server.core.policy import BUILT_IN_POLICIES
+from guardwire_server.core.policy_set import built_in_policies
 from guardwire_server.core.ports import LONG_TEXT_CHARS, SessionLimits
 from guardwire_server.core.verdict import Category, Message
 from guardwire_server.engine.session_manager import ManagerLimits, SessionManager
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.many_streams import ManyStreams
 from guardwire_server.rpc.requests import RequestReader
+from guardwire_server.telemetry.server import ServerTelemetry
 from tests.core.fakes import FakeRenderer
 from tests.engine.fakes import TIMEOUT_S, ManualClock
 from tests.rpc.messages import opening, user
@@ -22,7 +24,6 @@ from tests.rpc.messages import opening, user
 IDLE_TIMEOUT_S = 10.0
 LIMITS = RequestLimits(9, 9, 64, 2 * LONG_TEXT_CHARS, 9, IDLE_TIMEOUT_S, 60.0, 60.0)
 MODEL = ServedModel("m", "r", "f", b"", 256, 200, tuple(Category), tuple(Category), "float32", "cpu", is_demo=True)
-POLICIES = {policy.name: policy for policy in BUILT_IN_POLICIES}
 LONG = "x" * (LONG_TEXT_CHARS + 1)
 
 
@@ -56,7 +57,8 @@ async def test_it_is_told_its_error_and_disturbs_nobody() -> None:
     renderer, clock = SlowRenderer(), ManualClock()
     manager = SessionManager(renderer, ManagerLimits(9), SessionLimits(200, 16, IDLE_TIMEOUT_S, 60.0), clock)
     manager.connect(cast("Any", DeafThread()), cast("Any", None))
-    many = ManyStreams(manager, RequestReader(Catalogue("1", MODEL, None, POLICIES, LIMITS)), MODEL, LIMITS)
+    reader = RequestReader(Catalogue("1", MODEL, None, built_in_policies, LIMITS))
+    many = ManyStreams(manager, reader, MODEL, LIMITS, caller_usage(), ServerTelemetry("1"))
     async with asyncio.timeout(TIMEOUT_S), aclosing(cast("Any", many.responses())) as responses:
         await many.take(message(2, "hi"))
         assert [item.stream_id for item in (await anext(responses)).responses] == [2]

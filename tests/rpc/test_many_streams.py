@@ -91,7 +91,7 @@ async def test_an_error_ends_its_stream_alone(server: RunningServer, bystander: 
     error = call.errors[1]
     assert grpc.StatusCode.INVALID_ARGUMENT.value[0] == error.code
     assert (error.reason, error.field) == ("TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[1]")
-    assert "is not a token" in error.message
+    assert "not a token, ids must be below" in error.message
     assert call.summary(2)
     assert await call.read_to_the_end() is grpc.StatusCode.OK
 
@@ -136,6 +136,7 @@ async def test_more_streams_than_the_server_takes(server: RunningServer, call: M
     await call.send(*((number, opening()) for number in range(limit + 2)))
     await call.read_until(lambda: len(call.errors) == 2)
     assert {error.reason for error in call.errors.values()} == {"TOO_MANY_SESSIONS"}
+    assert {error.retry_delay.ToSeconds() for error in call.errors.values()} == {1}
     assert set(call.errors) == {limit, limit + 1}
     await call.send(*((number, finish()) for number in range(limit)))
     await call.read_until(call.has_ended(*range(limit)))
@@ -170,6 +171,8 @@ async def test_a_failed_step_ends_the_streams_of_that_step(server: RunningServer
     await call.send((1, tokens(answer_ids(1))))
     await call.read_until(call.has_ended(1))
     assert call.errors[1].code == grpc.StatusCode.INTERNAL.value[0]
+    assert call.errors[1].request_id in call.errors[1].message
+    assert call.errors[1].request_id
     await call.send((2, tokens(answer_ids(2))), (2, finish()))
     await call.read_until(call.has_ended(2))
     assert len(call.received[2].verdicts) == 2

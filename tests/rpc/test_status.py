@@ -7,7 +7,9 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2
 
+from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core import errors
+from guardwire_server.rpc.responses import stream_error
 from guardwire_server.rpc.status import ERROR_DOMAIN, STATUS_CODES, to_status
 
 
@@ -58,6 +60,11 @@ def test_every_error_has_a_status_and_a_reason(kind: type[errors.RequestError]) 
     assert info == error_details_pb2.ErrorInfo(reason="REASON", domain=ERROR_DOMAIN)
 
 
+def test_who_is_not_known_and_who_may_not_are_told_apart() -> None:
+    assert to_status(example(errors.Unauthenticated, "")).code == code_pb2.UNAUTHENTICATED
+    assert to_status(example(errors.PermissionDenied, "")).code == code_pb2.PERMISSION_DENIED
+
+
 @pytest.mark.parametrize("kind", [kind for kind in LEAVES if issubclass(kind, errors.CallerError)])
 def test_caller_errors_name_the_field(kind: type[errors.CallerError]) -> None:
     (violation,) = details(example(kind))["BadRequest"].field_violations  # type: ignore[attr-defined]
@@ -77,3 +84,17 @@ def test_capacity_errors_say_when_to_try_again(kind: type[errors.CapacityError])
 def test_engine_errors_name_the_request(kind: type[errors.EngineError]) -> None:
     assert details(example(kind))["RequestInfo"] == error_details_pb2.RequestInfo(request_id="0123abcd")
     assert set(details(kind("REASON", "lost"))) == {"ErrorInfo"}
+
+
+@pytest.mark.parametrize("kind", STATUS_CODES, ids=lambda kind: kind.__name__)
+def test_one_stream_of_many_is_told_what_a_call_of_its_own_is(kind: type[errors.RequestError]) -> None:
+    error = example(kind)
+    status, told = to_status(error), details(error)
+    expected = pb.StreamError(code=status.code, message=status.message, reason="REASON")
+    if "BadRequest" in told:
+        expected.field = told["BadRequest"].field_violations[0].field  # type: ignore[attr-defined]
+    if "RetryInfo" in told:
+        expected.retry_delay.CopyFrom(told["RetryInfo"].retry_delay)  # type: ignore[attr-defined]
+    if "RequestInfo" in told:
+        expected.request_id = told["RequestInfo"].request_id  # type: ignore[attr-defined]
+    assert stream_error(error) == expected

@@ -53,6 +53,14 @@ class NotServed(CallerError):
     """A part of the contract that this server does not serve."""
 
 
+class Unauthenticated(CallerError):
+    """The caller showed no credential, or one that is not valid."""
+
+
+class PermissionDenied(CallerError):
+    """The caller's credential is valid, but does not let him in here."""
+
+
 class StreamTimeout(RequestError):
     """The stream pushed, read or lasted longer than the limits allow; everything before was judged."""
 

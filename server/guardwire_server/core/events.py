@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from guardwire_server.core.errors import RequestError
+from guardwire_server.core.errors import RequestError, WrongState
 from guardwire_server.core.policy import Action, Decision, Policy
 from guardwire_server.core.verdict import Category, Message, RiskLevel, Verdict, VerdictArrays
 
@@ -73,6 +73,16 @@ class OpenRequested:
     observe_only: bool = False
     resume_from: int = 0
     context_overflow: ContextOverflow = ContextOverflow.FAIL
+
+    @property
+    def is_enforced(self) -> bool:
+        """Whether anything follows from decisions."""
+        return not (self.observe_only or self.policy.observe_only)
+
+    def require_input(self, kind: InputKind, field: str) -> None:
+        """Raises WrongState unless the stream was opened for this kind of input."""
+        if self.input_kind is not kind:
+            raise WrongState("WRONG_INPUT_KIND", field, f"the stream was opened for {self.input_kind.value}")
 
 
 class TokensPushed(NamedTuple):

@@ -72,6 +72,7 @@ class Scheduler:
         self.long_tokens_beside_short = limits.max_num_batched_tokens
         self.num_evictions = 0
         self.num_reused_tokens = 0
+        self.num_reprefilled_tokens = 0  # computed again, since an eviction had taken what was cached
 
     @property
     def has_work(self) -> bool:
@@ -211,8 +212,7 @@ class Scheduler:
         """Takes note that a planned step has been done."""
         for chunk in plan.chunks:
             sequence = self._sequences[chunk.seq_id]
-            sequence.num_cached = chunk.start + len(chunk.ids)
-            sequence.num_done = max(sequence.num_done, sequence.num_cached)
+            self.num_reprefilled_tokens += sequence.note_done(chunk.start, chunk.start + len(chunk.ids))
             if sequence.num_done == len(sequence.ids):
                 del self._waiting[sequence.seq_id]
                 self._idle[sequence.seq_id] = sequence

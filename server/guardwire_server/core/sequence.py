@@ -34,6 +34,13 @@ class Sequence:
         """Tokens that are not cached."""
         return len(self.ids) - self.num_cached
 
+    def note_done(self, start: int, stop: int) -> int:
+        """Takes note that the tokens `start` to `stop` - 1 are cached now; returns how many had been before."""
+        num_again = max(0, min(stop, self.num_done) - start)
+        self.num_cached = stop
+        self.num_done = max(self.num_done, stop)
+        return num_again
+
     def next_chunk(self, num_tokens: int) -> Chunk:
         """The next `num_tokens` tokens; readings that were handed out before are not taken again."""
         assert self.extent is not None

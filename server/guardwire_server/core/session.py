@@ -60,6 +60,16 @@ class Session:
             return self._closing_error is None
         return not self._input.is_waiting and self._transcript.num_pending < self._limits.max_pending_tokens
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens pushed and not rolled back, those without a verdict included."""
+        return self._transcript.num_pushed
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether every token's verdict is told."""
+        return self._state is State.STREAMING and self._reporter.tells_all
+
     def handle(self, event: ev.Event, now_s: float) -> list[ev.Output]:
         """Takes one event; returns what follows from it."""
         self._now_s = now_s
@@ -124,7 +134,7 @@ class Session:
         self._state = State.STREAMING
 
     def _push_tokens(self, event: ev.TokensPushed, outputs: list[ev.Output]) -> None:
-        self._require_input(ev.InputKind.TOKENS, "tokens")
+        self._options.require_input(ev.InputKind.TOKENS, "tokens")
         start, num_pushed = event.start_index, self._transcript.num_pushed
         if start is None or start == num_pushed:
             self._idle_since_s = self._now_s
@@ -137,7 +147,7 @@ class Session:
             raise OutOfRange("START_INDEX_MISMATCH", "tokens.start_index", message)
 
     def _push_text(self, event: ev.TextPushed, outputs: list[ev.Output]) -> None:
-        self._require_input(ev.InputKind.TEXT, "text")
+        self._options.require_input(ev.InputKind.TEXT, "text")
         self._idle_since_s = self._now_s
         outputs += self._input.push_text(event.text, flush=event.flush)
 
@@ -244,30 +254,21 @@ class Session:
         while self._waiting and not self._input.is_waiting:
             self._dispatch(self._waiting.popleft(), outputs)
 
-    def _require_input(self, kind: ev.InputKind, field: str) -> None:
-        if self._options.input_kind is not kind:
-            raise WrongState("WRONG_INPUT_KIND", field, f"the stream was opened for {self._options.input_kind.value}")
-
     def _announce(self, decision: Decision, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:
             return
         self._tell(decision, outputs)
-        if decision.action is Action.BLOCK and self._is_enforced and self._options.end_on_block:
+        if decision.action is Action.BLOCK and self._options.is_enforced and self._options.end_on_block:
             self._summarise(ev.EndReason.BLOCKED, outputs)
 
     def _tell(self, decision: Decision, outputs: list[ev.Output]) -> None:
         is_text = self._options.input_kind is ev.InputKind.TEXT
         cut_text_offset = self._transcript.text_offset(decision.cut_index) if is_text else None
-        outputs.append(ev.DecisionTaken(decision, cut_text_offset, self._is_enforced))
-
-    @property
-    def _is_enforced(self) -> bool:
-        return not (self._options.observe_only or self._options.policy.observe_only)
+        outputs.append(ev.DecisionTaken(decision, cut_text_offset, self._options.is_enforced))
 
     def _close(self, error: RequestError, outputs: list[ev.Output]) -> None:
         """Ends the stream with an error once everything pushed before is judged; the first error stands."""
-        if self._closing_error is None:
-            self._closing_error = error
+        self._closing_error = self._closing_error or error
         if self._state is State.STREAMING:
             self._state = State.CLOSING
         if self._state is State.AWAITING_OPEN:

@@ -175,6 +175,11 @@ class VerdictArrays:
         """Whether these are the verdict on a single token, and it is SAFE."""
         return self._stop - self._start == 1 and self._columns[0][self._start] == _SAFE
 
+    def count_by_level(self) -> tuple[int, int, int]:
+        """How many are SAFE, CONTROVERSIAL and UNSAFE."""
+        levels = self.risk_levels.tobytes()
+        return levels.count(RiskLevel.SAFE), levels.count(RiskLevel.CONTROVERSIAL), levels.count(RiskLevel.UNSAFE)
+
     @classmethod
     def join(cls, parts: "Sequence[VerdictArrays]") -> "VerdictArrays":
         """The verdicts of all parts, one part after another."""

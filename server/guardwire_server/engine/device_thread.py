@@ -23,12 +23,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guardwire_server.core.errors import EngineUnavailable
-from guardwire_server.core.scheduler import Scheduler
-from guardwire_server.core.step_plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -42,31 +39,6 @@ takes on a CPU, and no more than a tenth of the rate is lost when they do not co
 
 MIN_GATHER_S = 0.0001
 """A shorter wait is not worth its wake-ups: nobody hears of a verdict and answers it in so little time."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What an engine has done and has to do, at one moment. `arena_used` is a share, 0 to 1."""
-
-    num_sequences: int = 0
-    num_pending_tokens: int = 0
-    arena_used: float = 0.0
-    num_steps: int = 0
-    num_step_sequences: int = 0
-    num_step_tokens: int = 0
-    num_evictions: int = 0
-
-    def after(self, scheduler: Scheduler, plan: StepPlan | None = None) -> "EngineLoad":
-        """What it is now, by the scheduler, and with one more step if `plan` has been done."""
-        return EngineLoad(
-            num_sequences=scheduler.num_sequences,
-            num_pending_tokens=scheduler.num_pending_tokens,
-            arena_used=scheduler.arena_used,
-            num_steps=self.num_steps + (plan is not None),
-            num_step_sequences=self.num_step_sequences + (len(plan.chunks) if plan else 0),
-            num_step_tokens=self.num_step_tokens + (plan.num_tokens if plan else 0),
-            num_evictions=scheduler.num_evictions,
-        )
 
 
 class StepEngine(Protocol):
@@ -127,6 +99,7 @@ class DeviceThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="guardwire-device", daemon=True)
         self.is_dead = False
+        self.num_steps = 0  # that are over, well or not; whoever reads it sees whether the thread gets on
 
     def start(self) -> None:
         """Starts the thread; results go to the running event loop."""
@@ -215,6 +188,7 @@ class DeviceThread:
             results = engine.step()
         finally:
             self._busy_since_s = None
+            self.num_steps += 1
         self._last_step_s = self._clock() - started_s
         self._hand_over(engine, results)
         if engine.num_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from guardwire_server.core.answer import MAX_ANSWER_TOKENS
 from guardwire_server.core.answer_drafts import AnswerDrafts
 from guardwire_server.core.errors import DeadlinePassed, EngineUnavailable, RequestError
+from guardwire_server.core.observation import EngineLoad, StepObserver
 from guardwire_server.core.scheduler import Scheduler
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import RiskProbabilities
 from guardwire_server.engine.backend import GenBackend, GenReadings
-from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import step_failed
+from guardwire_server.engine.step_watch import StepWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class GenEngine:
         backend: GenBackend,
         on_results: Callable[[Sequence[CallResult]], None],
         clock: Callable[[], float] = time.monotonic,
+        observer: StepObserver | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._backend = backend
@@ -90,6 +92,8 @@ class GenEngine:
         self._clock = clock
         self._calls: dict[int, _Call] = {}
         self._drafts = {mode: AnswerDrafts(answers) for mode, answers in backend.likely_answers.items()}
+        self._watch = StepWatch("gen", observer)
+        self._num_new_prompt_tokens = 0
         self.num_consecutive_failures = 0
         self.load = EngineLoad()
 
@@ -106,6 +110,8 @@ class GenEngine:
     def apply(self, message: StartCall | CancelCall) -> None:
         """Takes a message; a cancellation of a call that is over is passed over."""
         if isinstance(message, StartCall):
+            self._watch.arrived(message.call_id)
+            self._num_new_prompt_tokens += len(message.prompt_ids)
             drafts = self._drafts[message.expects_refusal]
             call = _Call(len(message.prompt_ids), drafts, message.deadline_s)
             self._calls[message.call_id] = call
@@ -117,11 +123,13 @@ class GenEngine:
 
     def update_load(self) -> None:
         """Tells the load anew; once for all messages that were applied."""
-        self.load = self.load.after(self._scheduler)
+        self.load = self.load.after(self._scheduler, num_prompt_tokens=self._num_new_prompt_tokens)
+        self._num_new_prompt_tokens = 0
 
     def step(self) -> Sequence[CallResult]:
         """Drops the calls whose deadline is over, then runs one step for the others."""
         results = self._drop_expired()
+        self._watch.begun()
         plan = self._scheduler.schedule()
         if not plan.chunks:
             self.update_load()
@@ -132,12 +140,14 @@ class GenEngine:
             self.num_consecutive_failures += 1
             error = step_failed(len(plan.chunks))
             results += [self._finish(chunk.seq_id, error) for chunk in plan.chunks]
+            self._watch.done(plan, has_failed=True)
             self.update_load()
             return results
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
         results += self._advance(plan, readings)
         self.load = self.load.after(self._scheduler, plan)
+        self._watch.done(plan)
         return results
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[CallResult]:
@@ -205,4 +215,5 @@ class GenEngine:
 
     def _remove(self, call_id: int) -> None:
         self._calls.pop(call_id, None)
+        self._watch.removed(call_id)
         self._scheduler.remove(call_id)

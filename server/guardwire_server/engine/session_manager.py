@@ -22,10 +22,12 @@ from guardwire_server.core.events import (
     TimePassed,
     TruncateSequence,
 )
+from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import SessionLimits, TurnRenderer
 from guardwire_server.core.session import Session
 from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.device_thread import DeviceThread
+from guardwire_server.engine.lag_samples import MAX_SAMPLES, LagSamples
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
@@ -64,6 +66,7 @@ class SessionManager:
         self.limits = limits
         self.now_s = clock
         self.renderer = renderer
+        self.lag_samples = LagSamples(MAX_SAMPLES)
         self._session_limits = session_limits
         self._sessions: dict[int, StreamSession] = {}
         self._probes: dict[int, asyncio.Future[None]] = {}
@@ -82,12 +85,15 @@ class SessionManager:
         """Streams that are open."""
         return len(self._sessions)
 
-    def open(self, on_change: Callable[[], None] | None = None) -> StreamSession:
+    def open(
+        self, on_change: Callable[[], None] | None = None, observe: Callable[[int, str], StreamObserver] | None = None
+    ) -> StreamSession:
         """Admits a stream; use it as an async context manager, or close it.
 
         Args:
             on_change: Called whenever there may be something to take from it, or room for more. For whoever uses
                 `take_update` and `is_held` then, instead of `updates` and `ready_for_input`.
+            observe: Makes the observer of the stream once it is admitted, from its sequence's id and its own.
 
         Raises:
             Overloaded: At `max_sessions`.
@@ -103,12 +109,15 @@ class SessionManager:
         seq_id = next(self._seq_ids)
         session = Session(self._session_limits, self.renderer, self.now_s())
         self._thread.submit(self._engine, SequenceMessage(seq_id, OpenSequence()))
-        stream = self._sessions[seq_id] = StreamSession(self, session, seq_id, on_change)
+        stream = StreamSession(self, session, seq_id, on_change, observe)
+        self._sessions[seq_id] = stream
         return stream
 
     def close(self, seq_id: int) -> None:
         """Forgets a stream and all that is pending of it."""
-        if self._sessions.pop(seq_id, None) is not None:
+        stream = self._sessions.pop(seq_id, None)
+        if stream is not None:
+            stream.closed()
             self.send(seq_id, CloseSequence())
             self._closed.set()
 

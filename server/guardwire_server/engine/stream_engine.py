@@ -14,11 +14,12 @@ from guardwire_server.core.events import (
     TokensJudged,
     TruncateSequence,
 )
+from guardwire_server.core.observation import EngineLoad, StepObserver
 from guardwire_server.core.scheduler import Scheduler
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
-from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.engine.faults import step_failed
+from guardwire_server.engine.step_watch import StepWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,18 @@ class StreamEngine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, backend: StreamBackend, on_events: Callable[[Sequence[SequenceEvent]], None]
+        self,
+        scheduler: Scheduler,
+        backend: StreamBackend,
+        on_events: Callable[[Sequence[SequenceEvent]], None],
+        observer: StepObserver | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._backend = backend
         self._on_events = on_events
         self._seq_ids: set[int] = set()
         self._expected: set[int] = set()  # whom the last step answered and who has sent nothing since
+        self._watch = StepWatch("stream", observer)
         self.num_consecutive_failures = 0
         self.load = EngineLoad()
 
@@ -95,16 +101,19 @@ class StreamEngine:
 
     def step(self) -> Sequence[SequenceEvent]:
         """Runs one step. A backend that raises costs the sequences of the step and no others."""
+        self._watch.begun()
         plan = self._scheduler.schedule(expects_short=self.expects_more)
         try:
             readings = self._backend.step(plan)
         except Exception:
             self.num_consecutive_failures += 1
+            self._watch.done(plan, has_failed=True)
             return self._fail(plan)
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
         self._expected = {chunk.seq_id for chunk in plan.chunks} - self._scheduler.waiting_ids
-        self.load = self.load.after(self._scheduler, plan)
+        self.load = self.load.after(self._scheduler, plan, num_judged=readings.responses.count_by_level())
+        self._watch.done(plan)
         return list(_events(plan, readings))
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[SequenceEvent]:
@@ -120,6 +129,7 @@ class StreamEngine:
         self._on_events(results)
 
     def _append(self, step: TokenStep) -> None:
+        self._watch.arrived(step.seq_ids[0])
         for seq_id, token_id in zip(*step, strict=True):
             if seq_id in self._seq_ids:
                 self._expected.discard(seq_id)
@@ -133,6 +143,7 @@ class StreamEngine:
             return
         elif isinstance(command, ExtendSequence):
             self._expected.discard(seq_id)
+            self._watch.arrived(seq_id)
             self._scheduler.extend(seq_id, command.ids, command.reads)
         elif isinstance(command, TruncateSequence):
             self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
@@ -150,6 +161,7 @@ class StreamEngine:
     def _remove(self, seq_id: int) -> None:
         self._seq_ids.discard(seq_id)
         self._expected.discard(seq_id)
+        self._watch.removed(seq_id)
         self._scheduler.remove(seq_id)
 
 

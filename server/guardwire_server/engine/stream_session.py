@@ -13,16 +13,21 @@ from guardwire_server.core.events import (
     Event,
     ExtendSequence,
     OpenRequested,
+    RollbackRequested,
     StreamEnded,
+    TextPushed,
     TokensJudged,
+    TokensPushed,
     TokenVerdicts,
     TruncateSequence,
     Update,
 )
+from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
 from guardwire_server.engine.faults import internal_error
+from guardwire_server.engine.lag_samples import FollowedToken
 
 if TYPE_CHECKING:
     from guardwire_server.engine.session_manager import SessionManager
@@ -38,9 +43,17 @@ class StreamSession:
     """
 
     def __init__(
-        self, manager: "SessionManager", session: Session, seq_id: int, on_change: Callable[[], None] | None
+        self,
+        manager: "SessionManager",
+        session: Session,
+        seq_id: int,
+        on_change: Callable[[], None] | None,
+        observe: Callable[[int, str], StreamObserver] | None,
     ) -> None:
         self._manager = manager
+        self.session_id = secrets.token_hex(8)
+        self._observer = observe(seq_id, self.session_id) if observe else None
+        self._followed = FollowedToken(manager.lag_samples, self._observer.lagged) if self._observer else None
         self._on_change = on_change
         self._session = session
         self.seq_id = seq_id
@@ -50,7 +63,6 @@ class StreamSession:
         self._changed = asyncio.Event()
         self._listens = True  # to the caller
         self._listens_again = asyncio.Event()
-        self.session_id = secrets.token_hex(8)
 
     async def __aenter__(self) -> "StreamSession":
         """Nothing is left to do: the manager has opened it."""
@@ -65,6 +77,13 @@ class StreamSession:
     def close(self) -> None:
         """Forgets the stream and all that is pending of it."""
         self._manager.close(self.seq_id)
+
+    def closed(self) -> None:
+        """The manager has forgotten it."""
+        if self._followed is not None:
+            self._followed.lose()
+        if self._observer is not None:
+            self._observer.closed(self._end, self._session.num_tokens)
 
     @property
     def ended(self) -> StreamEnded | None:
@@ -83,13 +102,21 @@ class StreamSession:
 
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
-        for output in self._session.handle(event, self._manager.now_s()):
+        now_s, num_tokens = self._manager.now_s(), self._session.num_tokens
+        for output in self._session.handle(event, now_s):
             if isinstance(output, (ExtendSequence, TruncateSequence)):
                 self._manager.send(self.seq_id, output)
             elif isinstance(output, StreamEnded):
                 self._end = output
             else:
                 self._updates.append(output)
+                if self._observer is not None and not isinstance(output, TokenVerdicts):
+                    self._observer.told(output)
+        if self._followed is not None:
+            if isinstance(event, RollbackRequested):
+                self._followed.lose()
+            elif isinstance(event, (TokensPushed, TextPushed)) and self._session.num_tokens > num_tokens:
+                self._follow(now_s)
         if self._update_flow() or self._updates or self._end is not None:
             self._announce_change()
 
@@ -98,6 +125,8 @@ class StreamSession:
         is_taken = self._session.push_token(token_id, now_s)
         if is_taken:
             self._update_flow()
+            if self._followed is not None and self._manager.lag_samples.has_room:
+                self._follow(now_s)
         return is_taken
 
     def handle_result(self, event: EngineEvent, now_s: float) -> None:
@@ -154,6 +183,8 @@ class StreamSession:
         update = self._updates.popleft()
         if self._updates and isinstance(update, TokenVerdicts):
             update = self._with_following(update)
+        if self._followed is not None and isinstance(update, TokenVerdicts):
+            self._followed.answered(update.start_index + len(update.verdicts), self._manager.now_s)
         if not self._listens:
             self._update_flow()
         return update
@@ -168,6 +199,11 @@ class StreamSession:
             next_index += len(following.verdicts)
             self._updates.popleft()
         return join_reports(reports) if len(reports) > 1 else first
+
+    def _follow(self, now_s: float) -> None:
+        """Follows the newest token, pushed now, if its verdict will be told."""
+        if self._followed is not None and self._session.tells_all:
+            self._followed.follow(self._session.num_tokens - 1, now_s)
 
     def _announce_change(self) -> None:
         if self._on_change:

@@ -1,14 +1,16 @@
 """What this server offers: its models, policies and limits, as requests may name them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from guardwire_server.core.errors import NotServed, UnknownName, WrongState
 from guardwire_server.core.policy import Policy
+from guardwire_server.core.policy_set import DEFAULT_POLICY, PolicySet
 from guardwire_server.core.verdict import Category
 
-DEFAULT_POLICY = "default"
-"""The policy of requests that name none."""
+MAX_NAMES_TOLD = 16
+"""In a status message, for which gRPC has 8 KiB together with the rest of the trailers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,12 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Everything a request can name. Immutable."""
+    """Everything a request can name. Immutable but for `policies`, which gives those that are in force now."""
 
     version: str
     stream_model: ServedModel | None
     gen_model: ServedModel | None
-    policies: Mapping[str, Policy]
+    policies: Callable[[], PolicySet]
     limits: RequestLimits
 
     def policy(self, name: str, field: str) -> Policy:
@@ -58,9 +60,12 @@ class Catalogue:
         Raises:
             UnknownName: If there is none.
         """
-        policy = self.policies.get(name or DEFAULT_POLICY)
+        policies = self.policies().policies
+        policy = policies.get(name or DEFAULT_POLICY)
         if policy is None:
-            raise UnknownName("UNKNOWN_POLICY", field, f"no such policy; there are {', '.join(self.policies)}")
+            others = f" and {len(policies) - MAX_NAMES_TOLD} more" if len(policies) > MAX_NAMES_TOLD else ""
+            names = ", ".join(islice(policies, MAX_NAMES_TOLD))
+            raise UnknownName("UNKNOWN_POLICY", field, f"no such policy; there are {names}{others}")
         return policy
 
     def require_stream_model(self) -> ServedModel:

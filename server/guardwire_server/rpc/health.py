@@ -2,12 +2,18 @@
 
 Theory of operation. Every `interval_s` the monitor asks whether the device thread is alive and whether its present step
 has taken longer than `stall_timeout_s`; every PROBE_INTERVAL_S it has a token of its own judged, all the way through
-the device and back. A stall therefore shows within the stall timeout and an interval, with traffic or without.
+the device and back, and goes on asking while that takes. A stall therefore shows within the stall timeout and an
+interval of its beginning, with traffic or without.
+
+Two names are for orchestrators. `readiness` says what all other names say: whether to send calls here. `liveness` says
+whether to let the process be, and fails only when nothing but a restart helps: not while the server drains, and not
+while it is slow or its steps fail, since a restart in the middle of an overload makes the overload worse.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +23,8 @@ from guardwire_server.core.errors import RequestError
 from guardwire_server.engine.device_thread import DeviceThread
 
 logger = logging.getLogger(__name__)
+
+LIVENESS, READINESS = "liveness", "readiness"
 
 PROBE_INTERVAL_S = 5.0
 """How often a token is judged for health's sake: at the cost of one short step, under 1 % of a device."""
@@ -29,16 +37,25 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
-    """Answers Check and Watch, with one status for all services. Owner: the monitor. Thread: the event loop.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the device; `is_final` if only a restart helps."""
 
-    grpcio-health-checking has a servicer of its own, in which a Watch that ends leaves the other ones of its service
-    without news, and in which none ends when the server stops, which then waits for them all its grace period.
+    reason: str
+    is_final: bool
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
+    """Answers Check and Watch: one status for `liveness`, one for all other names. Owner: the monitor.
+
+    Thread: the event loop. grpcio-health-checking has a servicer of its own, in which a Watch that ends leaves the
+    other ones of its service without news, and in which none ends when the server stops, which then waits for them all
+    its grace period.
     """
 
     def __init__(self, services: Sequence[str]) -> None:
-        self._services = frozenset(services)
-        self._status = NOT_SERVING
+        """Answers for the services and for the whole server, the empty name."""
+        self._statuses = dict.fromkeys(("", *services, READINESS, LIVENESS), NOT_SERVING)
         self._is_ended = False
         self._changed = asyncio.Event()  # a new one after every change
 
@@ -46,9 +63,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """Tells the status."""
-        if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there are {', '.join(sorted(self._services - {''}))}")
-        return health_pb2.HealthCheckResponse(status=self._status)
+        status = self._statuses.get(request.service)
+        if status is None:
+            known = ", ".join(sorted(filter(None, self._statuses)))
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there are {known}")
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -57,7 +76,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         told = None
         while True:
             changed = self._changed
-            status = self._status if request.service in self._services else SERVICE_UNKNOWN
+            status = self._statuses.get(request.service, SERVICE_UNKNOWN)
             if status != told:
                 told = status
                 yield health_pb2.HealthCheckResponse(status=status)
@@ -65,9 +84,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
             await changed.wait()
 
-    def set(self, status: int) -> None:
-        """Sets the status of all services."""
-        self._status = status
+    def set(self, *, is_ready: bool, is_alive: bool) -> None:
+        """Sets the status of all names."""
+        for service in self._statuses:
+            is_well = is_alive if service == LIVENESS else is_ready
+            self._statuses[service] = SERVING if is_well else NOT_SERVING
         self._notify()
 
     def end_watches(self) -> None:
@@ -81,7 +102,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
 
 
 class HealthMonitor:
-    """Owner of the health status. Thread: the event loop. After `shut_down` the status stays NOT_SERVING."""
+    """Owner of the health status. Thread: the event loop. After `shut_down` only `liveness` can still be SERVING."""
 
     def __init__(
         self,
@@ -95,20 +116,26 @@ class HealthMonitor:
         """Watches a device thread.
 
         Args:
-            services: The names to answer for; the empty name, the whole server, comes by itself.
+            services: The names to answer for; those of the whole server and of an orchestrator come by themselves.
             thread: What to watch.
             probe: Judges a token and returns, or raises RequestError; None: nothing can be probed.
             stall_timeout_s: A step or probe that takes longer means NOT_SERVING, until it ends after all.
             interval_s: How often to look.
         """
-        self.servicer = HealthServicer(("", *services))
+        self.servicer = HealthServicer(services)
         self._thread = thread
         self._probe = probe
         self._stall_timeout_s = stall_timeout_s
         self._interval_s = interval_s
-        self._is_serving: bool | None = None
+        self._is_well: bool | None = None  # None: nobody has looked yet
+        self._is_alive = True
         self._is_shut_down = False
         self._probed_s = -PROBE_INTERVAL_S
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether calls are welcome: what `readiness` says."""
+        return bool(self._is_well) and not self._is_shut_down
 
     async def run(self) -> None:
         """Keeps the status true, until cancelled."""
@@ -118,34 +145,56 @@ class HealthMonitor:
 
     async def check(self) -> None:
         """Looks once and sets the status."""
-        reason = await self._fault()
-        is_serving = reason is None
-        if is_serving != self._is_serving:
-            self._is_serving = is_serving
-            logger.log(logging.INFO if is_serving else logging.ERROR, "health: %s", reason or "serving")
-            if not self._is_shut_down:
-                self.servicer.set(SERVING if is_serving else NOT_SERVING)
+        fault = await self._look()
+        before = self._is_well, self._is_alive
+        self._is_well, self._is_alive = fault is None, fault is None or not fault.is_final
+        if (self._is_well, self._is_alive) != before:
+            logger.log(logging.ERROR if fault else logging.INFO, "health: %s", fault.reason if fault else "serving")
+            self._tell()
 
     def shut_down(self) -> None:
-        """Says NOT_SERVING from now on: the server is stopping."""
+        """Says from now on that the server is stopping: NOT_SERVING by all names but `liveness`."""
         self._is_shut_down = True
-        self.servicer.set(NOT_SERVING)
+        self._tell()
 
-    async def _fault(self) -> str | None:
-        """What is wrong with the device, or None."""
-        if self._thread.is_dead:
-            return "the device thread is dead"
-        if self._thread.busy_for_s() > self._stall_timeout_s:
-            return f"a step has been running for more than {self._stall_timeout_s:g} s"
+    def _tell(self) -> None:
+        self.servicer.set(is_ready=self.is_serving, is_alive=self._is_alive)
+
+    async def _look(self) -> Fault | None:
+        """What is wrong, or None."""
         now_s = asyncio.get_running_loop().time()
-        if self._probe is None or (self._is_serving and now_s - self._probed_s < PROBE_INTERVAL_S):
+        if fault := self._thread_fault():
+            return fault
+        if self._probe is None or (self._is_well and now_s - self._probed_s < PROBE_INTERVAL_S):
             return None
         self._probed_s = now_s
+        num_steps = self._thread.num_steps
+        probe = asyncio.ensure_future(self._probe())
         try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                await self._probe()
-        except TimeoutError:
-            return f"no answer to a probe for {self._stall_timeout_s:g} s"
-        except RequestError as error:
-            return f"a probe failed: {error.message}"
+            while not probe.done():
+                left_s = now_s + self._stall_timeout_s - asyncio.get_running_loop().time()
+                if fault := self._thread_fault():
+                    return fault
+                if left_s <= 0:
+                    is_stuck = self._thread.num_steps == num_steps
+                    return Fault(f"no answer to a probe for {self._stall_timeout_s:g} s", is_final=is_stuck)
+                await asyncio.wait([probe], timeout=min(left_s, self._interval_s))
+            return self._probe_fault(probe.exception())
+        finally:
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
+
+    def _thread_fault(self) -> Fault | None:
+        if self._thread.is_dead:
+            return Fault("the device thread is dead", is_final=True)
+        if self._thread.busy_for_s() > self._stall_timeout_s:
+            return Fault(f"a step has been running for more than {self._stall_timeout_s:g} s", is_final=True)
         return None
+
+    def _probe_fault(self, error: BaseException | None) -> Fault | None:
+        if error is None:
+            return None
+        if isinstance(error, RequestError):
+            return self._thread_fault() or Fault(f"a probe failed: {error.message}", is_final=False)
+        logger.error("the health probe raised", exc_info=error)
+        return Fault("a probe failed", is_final=False)

@@ -9,21 +9,26 @@ streams of a call share its flow control.
 """
 
 import asyncio
+import contextlib
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from guardwire.v1 import moderation_pb2 as pb
-from guardwire_server.core.errors import CallerError, RequestError
+from guardwire_server.access.metering import Meter
+from guardwire_server.access.usage import Place, TenantUsage
+from guardwire_server.core.errors import RequestError
 from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, TokenVerdicts
 from guardwire_server.core.transitions import State, wrong_state
 from guardwire_server.engine.session_manager import SessionManager
 from guardwire_server.engine.stream_session import StreamSession
+from guardwire_server.rpc.caller import tenant_name
 from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error
 from guardwire_server.rpc.step_writer import StepWriter
+from guardwire_server.telemetry.server import ServerTelemetry
 
 MAX_RESPONSES, MAX_TOKENS = 1024, 65_536
 """Responses and tokens in one message (its last response may go beyond the latter). A token takes 18 bytes, packed up
@@ -38,13 +43,24 @@ class ManyStreams:
     """
 
     def __init__(
-        self, manager: SessionManager, reader: RequestReader, model: ServedModel, limits: RequestLimits
+        self,
+        manager: SessionManager,
+        reader: RequestReader,
+        model: ServedModel,
+        limits: RequestLimits,
+        usage: TenantUsage,
+        telemetry: ServerTelemetry,
     ) -> None:
+        self._usage = usage
+        self._meter = Meter(usage, manager.renderer)
+        self._telemetry = telemetry
+        self._tenant = tenant_name()
+        self._observe = telemetry.stream_observers(model.name, self._tenant, has_own_call=False)
         self._manager = manager
         self._reader = reader
         self._model = model
         self._limits = limits
-        self._streams: dict[int, tuple[StreamSession, StreamWriter]] = {}
+        self._streams: dict[int, tuple[StreamSession, StreamWriter, Place]] = {}
         self._news: OrderedDict[int, None] = OrderedDict()  # a plain one finds its first slower the more have left it
         self._refusals: deque[pb.StreamResponse] = deque()
         self._changed = asyncio.Event()
@@ -59,10 +75,13 @@ class ManyStreams:
         """
         for item in message.requests:
             if (event := self._take_one(item)) is not None:
-                await self._streams[item.stream_id][0].handle_open(event)
+                await self._open(self._streams[item.stream_id][0], event)
         if message.HasField("step"):
             self._packs = True
-            self._take_step(self._reader.token_step(message.step))
+            step = self._reader.token_step(message.step)
+            num_taken = self._usage.take_some_tokens(len(step))
+            self._take_step(step if num_taken == len(step) else step[:num_taken])
+            self._refuse_step(step[num_taken:])
         held = [item.stream_id for item in message.requests] + list(message.step.stream_ids)
         while (held := [stream_id for stream_id in held if self._is_held(stream_id)]) or self._must_refuse_first:
             self._changed.clear()
@@ -71,7 +90,7 @@ class ManyStreams:
     def end_input(self) -> None:
         """The caller sends nothing more; streams that did not finish are abandoned."""
         self._has_input = False
-        for stream, _ in self._streams.values():
+        for stream, _, _ in self._streams.values():
             stream.handle(InputEnded())
         self._changed.set()
 
@@ -88,20 +107,31 @@ class ManyStreams:
 
     def close(self) -> None:
         """Forgets every stream that is still open."""
-        for stream, _ in self._streams.values():
+        for stream, _, place in self._streams.values():
             stream.close()
+            place.release()
         self._streams.clear()
 
     def _take_one(self, item: pb.StreamRequest) -> OpenRequested | None:
         """Hands a stream its message, or returns it if it is the first one, which may take a while."""
         try:
             event: CallerEvent = self._reader.stream_event(item.request)
-        except CallerError as error:
+            self._meter.take_pushed(event)
+        except RequestError as error:
             event = InputRefused(error)
         if isinstance(event, OpenRequested):
             return event if item.stream_id in self._streams or self._admit(item.stream_id) else None
         self._handle(item.stream_id, event)
         return None
+
+    async def _open(self, stream: StreamSession, event: OpenRequested) -> None:
+        """Hands a stream its first message."""
+        try:
+            event = await self._meter.take_prompt(event)
+        except RequestError as error:
+            stream.handle(InputRefused(error))
+        else:
+            await stream.handle_open(event)
 
     def _take_step(self, step: Sequence[tuple[int, int]]) -> None:
         """Hands each stream its token; all that are nothing but one more token go to the engine as one message."""
@@ -120,6 +150,13 @@ class ManyStreams:
         if seq_ids:
             self._manager.send_step(seq_ids, token_ids)
 
+    def _refuse_step(self, step: Sequence[tuple[int, int]]) -> None:
+        """Ends the streams of those tokens that the tenant may not push now."""
+        if step:
+            error = self._usage.too_fast(len(step))
+            for stream_id, _ in step:
+                self._handle(stream_id, InputRefused(error))
+
     def _handle(self, stream_id: int, event: CallerEvent) -> None:
         """Hands a stream an event that is no `open`; the caller is told if there is no such stream."""
         known = self._streams.get(stream_id)
@@ -132,15 +169,19 @@ class ManyStreams:
 
     def _admit(self, stream_id: int) -> bool:
         """Opens a stream; False, and the caller is told, if that cannot be."""
-        try:
-            stream = self._manager.open(partial(self._note, stream_id))
-        except RequestError as error:
-            self._refuse(stream_id, error)
-            return False
-        self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits)
+        with contextlib.ExitStack() as undone:
+            try:
+                place = undone.enter_context(self._usage.admit_stream())
+                stream = self._manager.open(partial(self._note, stream_id), self._observe)
+            except RequestError as error:
+                self._refuse(stream_id, error)
+                return False
+            undone.pop_all()
+        self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits), place
         return True
 
     def _refuse(self, stream_id: int, error: RequestError) -> None:
+        self._telemetry.calls.rejected(error, self._tenant)
         self._refusals.append(pb.StreamResponse(stream_id=stream_id, error=stream_error(error)))
         self._changed.set()
 
@@ -166,7 +207,7 @@ class ManyStreams:
             responses.append(self._refusals.popleft())
         while self._news and len(responses) < MAX_RESPONSES and num_tokens + len(step) < MAX_TOKENS:
             stream_id, _ = self._news.popitem(last=False)
-            stream, writer = self._streams[stream_id]
+            stream, writer, place = self._streams[stream_id]
             packs = self._packs
             while (
                 len(responses) < MAX_RESPONSES
@@ -182,9 +223,11 @@ class ManyStreams:
                 self._news[stream_id] = None
             elif stream.ended:
                 if stream.ended.error:
+                    self._telemetry.calls.rejected(stream.ended.error, self._tenant)
                     responses.add(stream_id=stream_id, error=stream_error(stream.ended.error))
                 del self._streams[stream_id]
                 stream.close()
+                place.release()
         if step:
             step.write(message.step)
         return message

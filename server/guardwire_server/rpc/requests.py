@@ -118,7 +118,7 @@ class RequestReader:
     def step_event(self, token_id: int, index: int) -> ev.TokensPushed | ev.InputRefused:
         """The event of the token at `index` of a packed message."""
         if not self.is_token(token_id):
-            return ev.InputRefused(self._beyond_vocabulary(token_id, f"step.token_ids[{index}]"))
+            return ev.InputRefused(self._beyond_vocabulary(f"step.token_ids[{index}]"))
         return ev.TokensPushed(array("i", (token_id,)))
 
     def _open(self, request: pb.StreamOpen) -> ev.OpenRequested:
@@ -200,11 +200,11 @@ class RequestReader:
         limit = self._vocabulary_size
         if token_ids and max(token_ids) >= limit:
             index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
-            raise self._beyond_vocabulary(token_ids[index], f"{field}[{index}]")
+            raise self._beyond_vocabulary(f"{field}[{index}]")
         return array("i", token_ids)
 
-    def _beyond_vocabulary(self, token_id: int, field: str) -> InvalidField:
-        message = f"{token_id} is not a token, ids must be below {self._vocabulary_size}"
+    def _beyond_vocabulary(self, field: str) -> InvalidField:
+        message = f"not a token, ids must be below {self._vocabulary_size}"
         return InvalidField("TOKEN_ID_BEYOND_VOCABULARY", field, message)
 
 

@@ -11,11 +11,11 @@ from google.protobuf import duration_pb2
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core import events as ev
-from guardwire_server.core.errors import CallerError, RequestError
+from guardwire_server.core.errors import CallerError, CapacityError, EngineError, RequestError
+from guardwire_server.core.observation import EngineLoad
 from guardwire_server.core.policy import Action, Debounce, DecisionReason, Policy, Strictness, TurnRules
 from guardwire_server.core.verdict import Category, RiskLevel, RiskProbabilities, Role, VerdictArrays
 from guardwire_server.engine.classifier import Classification
-from guardwire_server.engine.device_thread import EngineLoad
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.status import STATUS_CODES
 
@@ -88,6 +88,8 @@ def stream_error(error: RequestError) -> pb.StreamError:
         message=error.message,
         reason=error.reason,
         field=error.field if isinstance(error, CallerError) else "",
+        retry_delay=_duration(error.retry_after_s) if isinstance(error, CapacityError) else None,
+        request_id=error.request_id if isinstance(error, EngineError) else "",
     )
 
 
@@ -120,15 +122,13 @@ def server_info(
     catalogue: Catalogue, *, num_sessions: int, num_calls: int, stream_load: EngineLoad
 ) -> pb.GetServerInfoResponse:
     """The catalogue and the load as the answer of GetServerInfo."""
-    models = []
-    if catalogue.stream_model:
-        models.append(_model(catalogue.stream_model, pb.MODEL_KIND_STREAM))
-    if catalogue.gen_model:
-        models.append(_model(catalogue.gen_model, pb.MODEL_KIND_GEN))
+    models = ((catalogue.stream_model, pb.MODEL_KIND_STREAM), (catalogue.gen_model, pb.MODEL_KIND_GEN))
+    policy_set = catalogue.policies()
     return pb.GetServerInfoResponse(
         version=catalogue.version,
-        models=models,
-        policies=[_policy(policy) for policy in catalogue.policies.values()],
+        models=[_model(model, kind) for model, kind in models if model],
+        policies=[_policy(policy) for policy in policy_set.policies.values()],
+        policies_version=policy_set.version,
         limits=_limits(catalogue.limits),
         load=pb.Load(
             num_sessions=num_sessions,

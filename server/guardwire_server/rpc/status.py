@@ -15,6 +15,8 @@ STATUS_CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnknownName: grpc.StatusCode.NOT_FOUND,
     errors.NotServed: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.StreamTimeout: grpc.StatusCode.ABORTED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Abandoned: grpc.StatusCode.CANCELLED,

@@ -1,0 +1,1 @@
+"""What operators see: metrics, traces, logs. Knows `core` and OpenTelemetry; never holds text or token ids."""

@@ -1,0 +1,73 @@
+from array import array
+
+from guardwire_server.core.kv_arena import Extent
+from guardwire_server.core.step_plan import Chunk, StepPlan
+from guardwire_server.engine.step_watch import StepWatch
+from tests.engine.fakes import ManualClock
+from tests.engine.observers import RememberedSteps
+
+
+def plan(*seq_ids: int) -> StepPlan:
+    return StepPlan((), tuple(Chunk(seq_id, 0, 0, array("i", [5]), b"\1", Extent(0, 64)) for seq_id in seq_ids))
+
+
+class Watched:
+    """A watch with its clock and what it tells."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.steps = RememberedSteps()
+        self.watch = StepWatch("stream", self.steps, self.clock)
+
+    def step(self, *seq_ids: int, duration_s: float = 1.0, has_failed: bool = False) -> None:
+        self.watch.begun()
+        self.clock.advance(duration_s)
+        self.watch.done(plan(*seq_ids), has_failed=has_failed)
+
+
+def test_a_step_is_told_with_its_duration_and_plan() -> None:
+    watched = Watched()
+    watched.step(1, 2, duration_s=0.25, has_failed=True)
+    (report,) = watched.steps.reports
+    assert (report.model_kind, report.duration_s, report.has_failed) == ("stream", 0.25, True)
+    assert report.plan == plan(1, 2)
+    assert report.queue_wait_s is None
+
+
+def test_the_wait_ends_when_the_step_that_takes_the_sequence_begins() -> None:
+    watched = Watched()
+    watched.watch.arrived(1)
+    watched.clock.advance(3.0)
+    watched.step(2)  # not the one that waits
+    watched.step(1, 2)
+    assert [report.queue_wait_s for report in watched.steps.reports] == [None, 4.0]
+
+
+def test_one_sequence_is_followed_at_a_time() -> None:
+    watched = Watched()
+    watched.watch.arrived(1)
+    watched.clock.advance(1.0)
+    watched.watch.arrived(2)
+    watched.step(2)
+    watched.step(1)
+    watched.watch.arrived(2)
+    watched.step(2)
+    assert [report.queue_wait_s for report in watched.steps.reports] == [None, 2.0, 0.0]
+
+
+def test_a_sequence_that_is_removed_makes_room_for_another() -> None:
+    watched = Watched()
+    watched.watch.arrived(1)
+    watched.watch.removed(2)
+    watched.watch.removed(1)
+    watched.clock.advance(1.0)
+    watched.watch.arrived(2)
+    watched.step(1, 2)
+    assert watched.steps.reports[0].queue_wait_s == 0.0
+
+
+def test_nothing_is_measured_when_nobody_listens() -> None:
+    watch = StepWatch("gen", None, clock=lambda: 1 // 0)
+    watch.arrived(1)
+    watch.begun()
+    watch.done(plan(1))

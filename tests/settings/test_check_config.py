@@ -1,0 +1,112 @@
+"""`guardwire-server check-config`: what would be in force, or every mistake in every file."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardwire_server.check_config import check_config
+from guardwire_server.config import ServerConfig
+from guardwire_server.core.policy_set import built_in_policies
+from guardwire_server.policy_file import load_policies
+from tests.access.access_file import AccessFile
+from tests.rpc.certificates import Authority, CertificateFiles
+
+POLICIES = "version: 1\npolicies:\n  default: {}\n  own: {}\n"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (*ServerConfig.model_fields, "config"):
+        monkeypatch.delenv(f"GUARDWIRE_{key.upper()}", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+
+
+class Checked:
+    """What one check returned and printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], **flags: object) -> None:
+        self.status = check_config({key: str(value) for key, value in flags.items()})
+        printed = capsys.readouterr()
+        self.lines, self.mistakes = printed.out.splitlines(), printed.err.splitlines()
+
+
+def test_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    checked = Checked(capsys)
+    assert (checked.status, checked.mistakes) == (0, [])
+    assert checked.lines == [
+        "all settings have their defaults",
+        f"policies from the server itself: default, strict, observe; version {built_in_policies().version}",
+        "access: everybody is let in",
+        "TLS: none, connections are not encrypted",
+    ]
+
+
+def all_files(directory: Path, **issued: Any) -> dict[str, object]:  # noqa: ANN401 what an authority issues
+    authority = Authority("ours")
+    certificates = CertificateFiles(directory)
+    certificates.write(authority.issue(**issued), authority)
+    access = AccessFile(directory / "access.yaml", certificates=[{"tenant": "acme", "dns": "acme.example"}])
+    policies = directory / "policies.yaml"
+    policies.write_text(POLICIES)
+    return {"policies_file": policies, "access_file": access.write(), **certificates.settings}
+
+
+def test_what_would_be_in_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = all_files(tmp_path)
+    config = tmp_path / "guardwire.yaml"
+    config.write_text("listen: 0.0.0.0:50051\nmax_sessions: 7\n")
+    monkeypatch.setenv("GUARDWIRE_MAX_MESSAGES", "9")
+    checked = Checked(capsys, config=config, max_sessions=8, **files)
+    assert (checked.status, checked.mistakes) == (0, [])
+    settings = {"listen": "0.0.0.0:50051", "max_sessions": 8, "max_messages": 9, **files}
+    assert set(checked.lines[:-3]) == {f"{key}: {value}" for key, value in settings.items()}
+    policies, access, tls = checked.lines[-3:]
+    version = load_policies(tmp_path / "policies.yaml").value.version
+    assert policies == f"policies from {files['policies_file']}: default, own; version {version}"
+    assert access == f"access from {files['access_file']}: 2 tenants, by 3 keys, 1 certificates and no tokens"
+    assert tls.startswith(f"TLS with {files['tls_cert']}: valid until 2")
+    assert tls.endswith("+00:00; callers need a certificate")
+
+
+def test_what_deserves_a_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = all_files(tmp_path, ends_in=timedelta(days=3))
+    del files["tls_client_ca"]
+    checked = Checked(capsys, **files)
+    assert (checked.status, checked.mistakes) == (0, [])
+    assert checked.lines[-2].endswith("1 certificates and no tokens; without tls_client_ca no caller has a certificate")
+    assert checked.lines[-1].endswith(", which is soon; callers need no certificate")
+
+
+def test_every_mistake_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = all_files(tmp_path, ends_in=timedelta(days=-1))
+    policies, access = tmp_path / "policies.yaml", tmp_path / "access.yaml"
+    policies.write_text("version: 1\npolicies:\n  default: {strictness: hard}\n  own: {on_error: allow}\n")
+    access.write_text(access.read_text().replace("version: 1", "version: 2"))
+    checked = Checked(capsys, **files)
+    assert checked.status == 1
+    assert [mistake.split(": ")[:2] for mistake in checked.mistakes] == [
+        [f"{policies}:3", "policies.default.strictness"],
+        [f"{policies}:4", "policies.own.on_error"],
+        [f"{access}:1", "version"],
+        ["tls_cert", f"the certificate in {files['tls_cert']} has expired on {checked.mistakes[3].rsplit(' ', 1)[1]}"],
+    ]
+    assert not any(line.startswith(("policies from", "access from", "TLS")) for line in checked.lines)
+
+
+def test_a_good_file_is_told_beside_a_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = all_files(tmp_path)
+    (tmp_path / "policies.yaml").unlink()
+    checked = Checked(capsys, **files)
+    assert checked.status == 1
+    assert checked.mistakes == [f"{files['policies_file']}: cannot be read: No such file or directory"]
+    assert [line.split(" ")[0] for line in checked.lines[-2:]] == ["access", "TLS"]
+
+
+def test_settings_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checked = Checked(capsys, max_sessions="none", listen="0.0.0.0:1", policies_file=tmp_path / "none")
+    assert (checked.status, checked.lines) == (1, [])
+    assert "max_sessions (from the command line): " in checked.mistakes[0]
