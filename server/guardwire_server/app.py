@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Server:
             StartupError: If a file that a setting names is not as it must be.
         """
         self._config = config
+        self._started_s = time.time()
         self._telemetry = telemetry or ServerTelemetry(__version__)
         self._judging = Judging(config, models, self._telemetry.step_observer)
         self._health = self._health_monitor(models)
@@ -144,10 +146,12 @@ class Server:
         judging = self._judging
         return ServerState(
             num_sessions=judging.manager.num_sessions if judging.manager else 0,
+            max_sessions=self._config.max_sessions,
             num_calls=judging.classifier.num_calls if judging.classifier else 0,
             stream=judging.stream_load,
             gen=judging.gen_load,
             is_serving=self._health.is_serving,
+            started_s=self._started_s,
             certificate_expiry_s=self._tls.not_after if self._tls else None,
         )
 

@@ -81,10 +81,12 @@ async def test_counts_are_those_of_what_was_done(observed: RunningServer, sink: 
 def state(**values: object) -> ServerState:
     known: dict[str, object] = {
         "num_sessions": 0,
+        "max_sessions": 0,
         "num_calls": 0,
         "stream": None,
         "gen": None,
         "is_serving": False,
+        "started_s": 1.7e9,
         "certificate_expiry_s": None,
     }
     return ServerState(**(known | values))  # type: ignore[arg-type]
@@ -119,6 +121,8 @@ def state(**values: object) -> ServerState:
         ),
         (state(stream=EngineLoad(num_judged=(1, 2, 3))), names.TOKENS_JUDGED, {names.RISK_LEVEL: "controversial"}, 2),
         (state(is_serving=True), names.SERVING, {}, 1),
+        (state(max_sessions=9, stream=EngineLoad()), names.SESSIONS_LIMIT, {}, 9),
+        (state(), names.START_TIME, {}, 1.7e9),
     ],
 )
 async def test_observed_instruments_tell_the_state(
@@ -140,7 +144,7 @@ async def test_what_is_not_served_is_not_told(sink: OtlpSink, start_telemetry: S
     telemetry = start_telemetry(otlp_endpoint=sink.endpoint)
     ServerTelemetry(VERSION, meter_provider=telemetry.meter_provider).observe(state)
     await sink.point(names.SERVING)
-    assert set(sink.metrics) == {names.SERVING}
+    assert set(sink.metrics) == {names.SERVING, names.START_TIME}
 
 
 async def test_a_reload_is_counted(sink: OtlpSink, start_telemetry: StartTelemetry) -> None:

@@ -66,6 +66,8 @@ async def test_every_rise_of_a_decision_is_a_span_an_event_and_a_count(observed:
         guardwire__action="block",
         guardwire__category="violent",
         guardwire__role="assistant",
+        guardwire__risk_level="unsafe",
+        guardwire__enforced=True,
     )
     assert counted.value == 2
 

@@ -26,11 +26,11 @@ class DecisionTelemetry:
             names.ACTION: evaluation.action.name.lower(),
             names.CATEGORY: evaluation.category.name.lower() if evaluation.category else "none",
             names.ROLE: "assistant" if evaluation.role is Role.ASSISTANT else "user",
+            names.RISK_LEVEL: evaluation.risk_level.name.lower() if evaluation.risk_level else "not_judged",
+            names.ENFORCED: evaluation.enforced,
         }
         self._counter.add(1, attributes)
         if call_span.is_recording() and evaluation.token_index is not None:
-            attributes[names.RISK_LEVEL] = evaluation.risk_level.name.lower() if evaluation.risk_level else "not_judged"
-            attributes[names.ENFORCED] = evaluation.enforced
             attributes[names.TOKEN_INDEX] = evaluation.token_index
             if evaluation.cut_index is not None:
                 attributes[names.CUT_INDEX] = evaluation.cut_index

@@ -68,10 +68,12 @@ OBSERVED_COUNTERS = (
 )
 GAUGES = (
     Declaration(names.SESSIONS_ACTIVE, "{session}", "Streams open."),
+    Declaration(names.SESSIONS_LIMIT, "{session}", "Streams that may be open at once."),
     Declaration(names.CALLS_ACTIVE, "{call}", "Classify calls waiting or running."),
     Declaration(names.PENDING_TOKENS, "{token}", "Tokens accepted and not judged yet."),
     Declaration(names.KV_ARENA_USED, "1", "Share of the key-value arena in use."),
     Declaration(names.SERVING, "{boolean}", "1 while health says SERVING, else 0."),
+    Declaration(names.START_TIME, "s", "When the server was started, in Unix time."),
     Declaration(names.CERTIFICATE_EXPIRY, "s", "When the server's certificate expires, in Unix time."),
 )
 
@@ -85,10 +87,12 @@ class ServerState(NamedTuple):
     """What the observed instruments tell; an engine's load is None where its model is not served."""
 
     num_sessions: int
+    max_sessions: int
     num_calls: int
     stream: EngineLoad | None
     gen: EngineLoad | None
     is_serving: bool
+    started_s: float
     certificate_expiry_s: float | None
 
 
@@ -163,8 +167,10 @@ def _values(state: ServerState, name: str) -> list[tuple[float, dict[str, str]]]
         return [(num_reused, {names.PREFIX: "reused"}), (num_computed, {names.PREFIX: "computed"})]
     single: dict[str, float | None] = {
         names.SESSIONS_ACTIVE: state.num_sessions if state.stream else None,
+        names.SESSIONS_LIMIT: state.max_sessions if state.stream else None,
         names.CALLS_ACTIVE: state.num_calls if state.gen else None,
         names.SERVING: float(state.is_serving),
+        names.START_TIME: state.started_s,
         names.CERTIFICATE_EXPIRY: state.certificate_expiry_s,
     }
     value = single[name]
