@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from guardwire_server.core.errors import StartupError
+from guardwire_server.settings_file import read_mapping
 
 ENVIRONMENT_PREFIX = "GUARDWIRE_"
 
@@ -239,14 +239,9 @@ def prepare_process() -> None:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartupError(f"config: cannot read {path}: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise StartupError(f"config: {path} is not a mapping of settings")
-    return {str(key): value for key, value in content.items()}
+        return read_mapping(path)
+    except StartupError as error:
+        raise StartupError(f"config: {error.message}") from None
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

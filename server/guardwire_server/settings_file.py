@@ -56,11 +56,27 @@ def read_settings(path: Path, model: type[M]) -> M:
     else:
         if not reading.mistakes:
             return settings
-    mistakes = sorted(reading.mistakes, key=lambda mistake: mistake.line)
-    lines = [_line(path, mistake) for mistake in mistakes[:MAX_MISTAKES_TOLD]]
-    if len(mistakes) > MAX_MISTAKES_TOLD:
+    raise _refusal(path, reading.mistakes)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a file, which may be empty, as plain values by their keys, for somebody else to check.
+
+    Raises:
+        StartupError: A line for each mistake, as of `read_settings`.
+    """
+    reading = _Reading(compose(path, may_be_empty=True))
+    if reading.mistakes:
+        raise _refusal(path, reading.mistakes)
+    return dict(reading.content)
+
+
+def _refusal(path: Path, mistakes: Sequence[_Mistake]) -> StartupError:
+    in_order = sorted(mistakes, key=lambda mistake: mistake.line)
+    lines = [_line(path, mistake) for mistake in in_order[:MAX_MISTAKES_TOLD]]
+    if len(in_order) > MAX_MISTAKES_TOLD:
         lines.append(f"{path}: there are more mistakes than these {MAX_MISTAKES_TOLD}")
-    raise StartupError("\n".join(lines))
+    return StartupError("\n".join(lines))
 
 
 def suggest(key: str, known: Sequence[str]) -> str:

@@ -31,8 +31,8 @@ class Document:
     refused: Mapping[int, str]
 
 
-def compose(path: Path) -> Document:
-    """Reads a file.
+def compose(path: Path, *, may_be_empty: bool = False) -> Document:
+    """Reads a file; an empty one is a mapping without keys where it may be empty.
 
     Raises:
         StartupError: `FILE:LINE: what is wrong`, where nothing can be made of the file.
@@ -50,6 +50,8 @@ def compose(path: Path) -> Document:
     except (ValueError, OverflowError):  # an escape beyond Unicode
         line = loader.line + 1 if loader else 1
         raise StartupError(f"{path}:{line}: a character that does not exist") from None
+    if root is None and may_be_empty:
+        return Document(path, yaml.MappingNode("tag:yaml.org,2002:map", []), {})
     if root is None:
         raise StartupError(f"{path}:1: the file is empty")
     if not isinstance(root, yaml.MappingNode):

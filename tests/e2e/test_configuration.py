@@ -10,6 +10,9 @@ from guardwire_server.cli import main
 from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.core.errors import StartupError
 from tests.e2e.conftest import StartProcess
+from tests.process_logging import restored_logging  # noqa: F401 a fixture
+
+pytestmark = pytest.mark.usefixtures("restored_logging")  # commands set the process's logging up
 
 
 @pytest.fixture(autouse=True)
@@ -122,12 +125,13 @@ def test_fault_of_a_source_that_is_overruled_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("content", "mention"),
     [
-        (b"- a\n- b\n", "not a mapping"),
-        (b"a: [1\n", "cannot read"),
-        (b"a: \xff\n", "cannot read"),
-        (None, "cannot read"),
+        (b"- a\n- b\n", ":1: the file must be a mapping"),
+        (b"a: [1\n", ":2: not YAML"),
+        (b"a: \xff\n", ":1: not UTF-8"),
+        (b"a: 1\na: 2\n", ":2: a: is there twice"),
+        (None, "cannot be read"),
     ],
-    ids=["list", "no YAML", "no UTF-8", "missing"],
+    ids=["list", "no YAML", "no UTF-8", "twice", "missing"],
 )
 def test_unreadable_file(config_file: Path, content: bytes | None, mention: str) -> None:
     if content is not None:

@@ -1,9 +1,7 @@
 """What the tests of telemetry share: a collector, telemetry that exports to it at once, logging put back as it was."""
 
 import asyncio
-import logging
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -13,6 +11,7 @@ import pytest
 
 from guardwire_server.telemetry.providers import Telemetry, TelemetrySettings
 from guardwire_server.telemetry.server import ServerTelemetry
+from tests.process_logging import restored_logging  # noqa: F401 a fixture
 from tests.rpc.conftest import checkpoints, loaded_models, start_server  # noqa: F401 fixtures
 from tests.rpc.running_server import RunningServer, StartServer
 from tests.telemetry.otlp_sink import OtlpSink
@@ -91,17 +90,3 @@ def recording_into(telemetry: Telemetry) -> ServerTelemetry:
         logger_provider=telemetry.logger_provider,
         step_trace_ratio=1.0,
     )
-
-
-@pytest.fixture
-def restored_logging() -> Iterator[None]:
-    """Undoes what `configure_logging` does to the process."""
-    root, own = logging.getLogger(), logging.getLogger("guardwire_server")
-    handlers, levels = root.handlers[:], (root.level, own.level)
-    hooks = sys.excepthook, threading.excepthook
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
-    sys.excepthook, threading.excepthook = hooks
