@@ -53,8 +53,8 @@ async def run(
 def _failure(error: grpc.aio.AioRpcError) -> Failure:
     """How a call failed, with two races of the caller's own library put right.
 
-    A write that a deadline overtakes can end the call as INTERNAL (tests.rpc.stream_call says more), and a deadline that
-    passes while the server's status comes in leaves that one's details.
+    A write that a deadline overtakes can end the call as INTERNAL (tests.rpc.stream_call says more), and a deadline
+    that passes while the server's status comes in leaves that one's details.
     """
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
         return Failure(grpc.StatusCode.CANCELLED, "", "", "", None, "")

@@ -39,6 +39,9 @@ TOKENIZER_CHUNK_BYTES = 65536
 ABORT_TIMEOUT_S = 5.0
 """A caller that reads nothing cannot be told so either; after this its call is dropped."""
 
+CALL_IS_OVER = (asyncio.InvalidStateError, grpc.aio.InternalError)
+"""What a write raises on a call that has ended, and on one whose end, such as its deadline, overtakes the write."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -168,14 +171,14 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             await self._abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
-        except asyncio.InvalidStateError:
-            return  # a write on a call that is over already
+        except CALL_IS_OVER:
+            return
         except Exception:
             await self._abort(context, internal_error("call failed"))
 
     async def _abort(self, context: Context, error: RequestError) -> None:
         self._telemetry.calls.failed(error, tenant_name())
-        with contextlib.suppress(asyncio.InvalidStateError, TimeoutError):
+        with contextlib.suppress(*CALL_IS_OVER, TimeoutError):
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await context.abort_with_status(rpc_status.to_status(to_status(error)))
 

@@ -1,0 +1,64 @@
+"""Calls that end while the server writes to them: nobody is left to be told, and nothing has gone wrong."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.rpc.bounded_writes import BoundedWrites
+from tests.rpc.bystander import Bystander
+from tests.rpc.messages import opening
+from tests.rpc.running_server import RunningServer
+
+OpenCall = Callable[[RunningServer], Any]
+CALLS: dict[str, tuple[OpenCall, Any]] = {
+    "one stream": (lambda server: server.stub.ModerateStream(), opening()),
+    "many streams": (
+        lambda server: server.stub.ModerateStreams(),
+        pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=opening())]),
+    ),
+}
+
+
+async def overtaken(*_: object) -> NoReturn:
+    """As a write on a call whose deadline passes between the look at its state and the write itself."""
+    raise grpc.aio.InternalError('Failed "execute_batch"')
+
+
+async def end_of(call: Any) -> None:  # noqa: ANN401 of either kind
+    await call.done_writing()
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.parametrize(("open_call", "request_message"), CALLS.values(), ids=CALLS.keys())
+async def test_an_overtaken_response(
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    open_call: OpenCall,
+    request_message: Any,  # noqa: ANN401 of either kind
+) -> None:
+    monkeypatch.setattr(BoundedWrites, "write", overtaken)
+    call = open_call(server)
+    await call.write(request_message)
+    await end_of(call)
+    await server.settled()
+    assert not caplog.records
+
+
+async def test_an_overtaken_status(
+    server: RunningServer, bystander: Bystander, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def overtaken_status(_: object) -> NoReturn:
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    monkeypatch.setattr(rpc_status, "to_status", overtaken_status)
+    call = server.stub.ModerateStream()
+    await call.write(pb.ModerateStreamRequest())
+    await end_of(call)
+    await server.settled(num_sessions=1)
+    assert not caplog.records
