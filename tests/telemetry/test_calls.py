@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -9,6 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
+from guardwire_server.rpc.bounded_writes import BoundedWrites
 from tests.rpc.messages import answer_ids, finish, opening, tokens, user
 from tests.rpc.running_server import RunningServer
 from tests.telemetry.otlp_sink import OtlpSink, Received
@@ -40,10 +42,14 @@ async def ended(sink: OtlpSink, method: str, code: str) -> Received[Span]:
     return span
 
 
-async def stream_and(observed: RunningServer, end: str, timeout_s: float | None = None) -> None:
+async def stream_and(
+    observed: RunningServer, end: str, timeout_s: float | None = None, kinds: Sequence[str] = ("opened",)
+) -> None:
+    """Opens a stream, pushes three tokens, reads responses of these kinds, and lets it end somehow."""
     async with observed.stream(timeout_s) as call:
         await call.send(opening(), tokens(answer_ids(3)))
-        assert await call.read() == "opened"
+        for kind in kinds:
+            assert await call.read() == kind
         if end == "cancel":
             call.cancel()
         elif end == "half-close":
@@ -97,6 +103,18 @@ async def test_a_stream_that_is_abandoned(observed: RunningServer, sink: OtlpSin
     span = await ended(sink, "ModerateStream", "CANCELLED")
     assert span.item.status.code == Status.STATUS_CODE_UNSET
     assert span.attributes["guardwire.end_reason"] == "abandoned"
+
+
+async def test_a_write_that_the_end_overtakes(
+    observed: RunningServer, sink: OtlpSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def overtaken(*_: object) -> None:
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    monkeypatch.setattr(BoundedWrites, "write", overtaken)
+    await stream_and(observed, "cancel", kinds=())
+    span = await ended(sink, "ModerateStream", "CANCELLED")
+    assert span.item.status.code == Status.STATUS_CODE_UNSET
 
 
 async def test_a_call_whose_deadline_passes(observed: RunningServer, sink: OtlpSink) -> None:

@@ -140,19 +140,20 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             stream_load=self._stream_load(),
         )
 
-    async def GetTokenizer(  # noqa: N802
+    async def GetTokenizer(  # type: ignore[override]  # noqa: N802
         self, request: pb.GetTokenizerRequest, context: Context
-    ) -> AsyncIterator[pb.GetTokenizerResponse]:
+    ) -> None:
         """Sends a tokenizer in chunks."""
         async with self._errors_as_status(context):
             model = self._reader.tokenizer_model(request)
             content = model.tokenizer_json
-            for start in range(0, len(content), TOKENIZER_CHUNK_BYTES):
-                response = pb.GetTokenizerResponse(chunk=content[start : start + TOKENIZER_CHUNK_BYTES])
-                if not start:
-                    response.num_bytes = len(content)
-                    response.tokenizer_fingerprint = model.tokenizer_fingerprint
-                yield response
+            with self._bounded_writes(context) as responses:
+                for start in range(0, len(content), TOKENIZER_CHUNK_BYTES):
+                    response = pb.GetTokenizerResponse(chunk=content[start : start + TOKENIZER_CHUNK_BYTES])
+                    if not start:
+                        response.num_bytes = len(content)
+                        response.tokenizer_fingerprint = model.tokenizer_fingerprint
+                    await responses.write(response)
 
     def _served_to(self, usage: TenantUsage) -> tuple[Catalogue, RequestReader]:
         """The catalogue and the reader of requests with the limits that hold for a tenant now."""
@@ -172,7 +173,7 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except CALL_IS_OVER:
-            return
+            context.set_code(grpc.StatusCode.CANCELLED)  # nobody is told any more, but what is recorded should be true
         except Exception:
             await self._abort(context, internal_error("call failed"))
 
