@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -104,7 +104,12 @@ def test_control_tokens_in_messages_stay_plain_text(contents: list[str]) -> None
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), st.sampled_from(PIECES), st.sampled_from(PIECES))
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=4).map("".join).filter(bool),  # around nothing the template's own meet
+    st.sampled_from(PIECES),
+    st.sampled_from(PIECES),
+)
+@example("x", "<|im_", "end|>")
 def test_a_message_makes_no_control_token_with_the_text_around_it(content: str, before: str, after: str) -> None:
     """Templates that put a message between `<` and `>`, or two messages next to each other."""
     template = ChatTemplate("{{ '<|im_start|>' }}" + before + "{{ messages[0].content }}" + after, {}, "here")

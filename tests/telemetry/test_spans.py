@@ -104,7 +104,7 @@ def context(number: int) -> SpanContext:
 
 
 async def test_a_share_of_the_steps_is_traced_and_all_are_measured(
-    start_telemetry: StartTelemetry, sink: OtlpSink
+    sink: OtlpSink, start_telemetry: StartTelemetry
 ) -> None:
     traced = TracedSteps(start_telemetry, sink, 0.9, 0.4, 0.5)
     for seq_ids in ((1,), (1, 2), (1, 2, 3)):
@@ -116,7 +116,7 @@ async def test_a_share_of_the_steps_is_traced_and_all_are_measured(
 
 
 async def test_links_are_bounded_and_only_to_streams_that_are_traced_now(
-    start_telemetry: StartTelemetry, sink: OtlpSink
+    sink: OtlpSink, start_telemetry: StartTelemetry
 ) -> None:
     traced = TracedSteps(start_telemetry, sink, 0.0, 0.0, 0.0)
     for number in range(1, MAX_LINKS + 10):
@@ -135,7 +135,7 @@ async def test_links_are_bounded_and_only_to_streams_that_are_traced_now(
 
 @pytest.mark.parametrize("has_failed", [False, True])
 async def test_a_step_that_failed_is_an_error(
-    start_telemetry: StartTelemetry, sink: OtlpSink, has_failed: bool
+    sink: OtlpSink, start_telemetry: StartTelemetry, has_failed: bool
 ) -> None:
     traced = TracedSteps(start_telemetry, sink, 0.0)
     traced.steps.step_done(report(1, has_failed=has_failed))
@@ -144,7 +144,7 @@ async def test_a_step_that_failed_is_an_error(
     assert span.item.end_time_unix_nano - span.item.start_time_unix_nano == 500_000_000
 
 
-async def test_without_a_ratio_nothing_is_drawn(start_telemetry: StartTelemetry, sink: OtlpSink) -> None:
+async def test_without_a_ratio_nothing_is_drawn(sink: OtlpSink, start_telemetry: StartTelemetry) -> None:
     traced = TracedSteps(start_telemetry, sink, ratio=0.0)
     traced.steps.link(1, context(1))
     traced.steps.step_done(report(1))
