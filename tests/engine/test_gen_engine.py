@@ -271,9 +271,9 @@ def test_deliver_passes_results_on() -> None:
 def test_the_load_counts_and_is_nothing_at_the_end() -> None:
     harness = Harness()
     harness.start(1, "a")
-    assert harness.engine.load == EngineLoad(num_sequences=1, num_pending_tokens=2, num_prompt_tokens=2)
+    assert harness.engine.load == EngineLoad(num_sequences=1, num_pending_tokens=2)
     harness.steps(1)
-    assert harness.engine.load == EngineLoad(1, 1, 64 / 1024, 1, 1, 2, 0, num_prompt_tokens=2)
+    assert harness.engine.load == EngineLoad(1, 1, 64 / 1024, 1, 1, 2, 0)
     harness.run()
     num_steps = len(SAFE) + 1
-    assert harness.engine.load == EngineLoad(0, 0, 0.0, num_steps, num_steps, num_steps + 1, 0, num_prompt_tokens=2)
+    assert harness.engine.load == EngineLoad(0, 0, 0.0, num_steps, num_steps, num_steps + 1, 0)

@@ -1,10 +1,16 @@
 from array import array
 
+import pytest
+
+from guardwire_server.core.events import TruncateSequence
 from guardwire_server.core.kv_arena import Extent
+from guardwire_server.core.observation import StepReport
 from guardwire_server.core.step_plan import Chunk, StepPlan
 from guardwire_server.engine.step_watch import StepWatch
-from tests.engine.fakes import ManualClock
+from guardwire_server.engine.stream_engine import OpenSequence, SequenceEvent, SequenceMessage, StreamEngine
+from tests.engine.fakes import FakeStreamBackend, ManualClock, scheduler
 from tests.engine.observers import RememberedSteps
+from tests.engine.test_stream_engine import extend
 
 
 def plan(*seq_ids: int) -> StepPlan:
@@ -58,8 +64,8 @@ def test_one_sequence_is_followed_at_a_time() -> None:
 def test_a_sequence_that_is_removed_makes_room_for_another() -> None:
     watched = Watched()
     watched.watch.arrived(1)
-    watched.watch.removed(2)
-    watched.watch.removed(1)
+    watched.watch.waits_no_more(2)
+    watched.watch.waits_no_more(1)
     watched.clock.advance(1.0)
     watched.watch.arrived(2)
     watched.step(1, 2)
@@ -71,3 +77,27 @@ def test_nothing_is_measured_when_nobody_listens() -> None:
     watch.arrived(1)
     watch.begun()
     watch.done(plan(1))
+
+
+def test_an_observer_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def step_done(self, report: StepReport) -> None:
+            raise KeyError("a bug")
+
+    watch = StepWatch("stream", Broken())
+    watch.begun()
+    watch.done(plan(1))
+    assert caplog.messages == ["a step could not be recorded"]
+
+
+def test_what_a_rollback_takes_away_waits_no_more() -> None:
+    steps = RememberedSteps()
+    delivered: list[SequenceEvent] = []
+    engine = StreamEngine(scheduler(4, 256), FakeStreamBackend(1024), delivered.extend, steps)
+    for command in (OpenSequence(), extend(20, 21), TruncateSequence(0, 1)):
+        engine.apply(SequenceMessage(1, command))
+    for command in (OpenSequence(), extend(30)):
+        engine.apply(SequenceMessage(2, command))
+    engine.step()
+    (report,) = steps.reports
+    assert report.queue_wait_s is not None  # of the second sequence: the first one is not waited for

@@ -53,7 +53,7 @@ METRICS: dict[str, Metric] = {
         "guardwire_risk_level",
         "guardwire_enforced",
     ),
-    names.PROMPT_TOKENS: _metric("guardwire_classify_prompt_tokens", "counter", "guardwire_prefix"),
+    names.CLASSIFY_TOKENS: _metric("guardwire_classify_tokens", "counter", "guardwire_prefix"),
     names.REJECTIONS: _metric("guardwire_request_rejected", "counter", "guardwire_reason", "guardwire_tenant"),
     names.RELOADS: _metric("guardwire_config_reloads", "counter", "guardwire_setting", "guardwire_outcome"),
     names.SESSIONS_ACTIVE: _metric("guardwire_session_active", "gauge"),

@@ -108,14 +108,14 @@ def state(**values: object) -> ServerState:
             64,
         ),
         (
-            state(gen=EngineLoad(num_prompt_tokens=30, num_reused_tokens=20)),
-            names.PROMPT_TOKENS,
+            state(gen=EngineLoad(num_step_tokens=10, num_reused_tokens=20)),
+            names.CLASSIFY_TOKENS,
             {names.PREFIX: "computed"},
             10,
         ),
         (
-            state(gen=EngineLoad(num_prompt_tokens=30, num_reused_tokens=20)),
-            names.PROMPT_TOKENS,
+            state(gen=EngineLoad(num_step_tokens=10, num_reused_tokens=20)),
+            names.CLASSIFY_TOKENS,
             {names.PREFIX: "reused"},
             20,
         ),

@@ -17,7 +17,7 @@ from deploy.observability.grafana.panel import (
 )
 
 _RISKY = f'guardwire_action!="allow", {HERE}'
-_PROMPT_TOKENS = "guardwire_classify_prompt_tokens_total"
+_CLASSIFY_TOKENS = "guardwire_classify_tokens_total"
 _RELOADS = f"guardwire_config_reloads_total{{{HERE}}}"
 # `increase` does not see the first event, with which the counter begins.
 _RELOADED = f"({_RELOADS} unless {_RELOADS} offset $__range) or increase({_RELOADS}[$__range])"
@@ -96,8 +96,8 @@ CLASSIFY_CALLS = Row(
             "Share of the tokens of prompts whose keys and values were copied from an earlier prompt that began alike.",
             SHARE,
             {
-                "reused": rate(_PROMPT_TOKENS, selector=f'guardwire_prefix="reused", {HERE}')
-                + f" / {rate(_PROMPT_TOKENS)}"
+                "reused": rate(_CLASSIFY_TOKENS, selector=f'guardwire_prefix="reused", {HERE}')
+                + f" / {rate(_CLASSIFY_TOKENS)}"
             },
         ),
     ),

@@ -17,8 +17,8 @@ from guardwire_server.core.step_plan import StepPlan
 class EngineLoad:
     """What an engine has done and has to do, at one moment. `arena_used` is a share, 0 to 1.
 
-    `num_judged`: tokens judged so far as safe, controversial, unsafe. `num_prompt_tokens`: tokens of all prompts begun,
-    of which `num_reused_tokens` were copied from earlier ones.
+    `num_judged`: tokens judged so far as safe, controversial, unsafe. `num_reused_tokens`: tokens whose keys and values
+    were copied from earlier sequences and so never went through a step.
     """
 
     num_sequences: int = 0
@@ -30,15 +30,12 @@ class EngineLoad:
     num_evictions: int = 0
     num_reprefilled_tokens: int = 0
     num_reused_tokens: int = 0
-    num_prompt_tokens: int = 0
     num_judged: tuple[int, int, int] = (0, 0, 0)
 
     def after(
         self,
         scheduler: Scheduler,
         plan: StepPlan | None = None,
-        *,
-        num_prompt_tokens: int = 0,
         num_judged: tuple[int, int, int] = (0, 0, 0),
     ) -> "EngineLoad":
         """What it is now, by the scheduler, and with what `plan` has done, if a step has been done."""
@@ -52,7 +49,6 @@ class EngineLoad:
             num_evictions=scheduler.num_evictions,
             num_reprefilled_tokens=scheduler.num_reprefilled_tokens,
             num_reused_tokens=scheduler.num_reused_tokens,
-            num_prompt_tokens=self.num_prompt_tokens + num_prompt_tokens,
             num_judged=(
                 self.num_judged[0] + num_judged[0],
                 self.num_judged[1] + num_judged[1],

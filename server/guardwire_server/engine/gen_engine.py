@@ -93,7 +93,6 @@ class GenEngine:
         self._calls: dict[int, _Call] = {}
         self._drafts = {mode: AnswerDrafts(answers) for mode, answers in backend.likely_answers.items()}
         self._watch = StepWatch("gen", observer)
-        self._num_new_prompt_tokens = 0
         self.num_consecutive_failures = 0
         self.load = EngineLoad()
 
@@ -111,7 +110,6 @@ class GenEngine:
         """Takes a message; a cancellation of a call that is over is passed over."""
         if isinstance(message, StartCall):
             self._watch.arrived(message.call_id)
-            self._num_new_prompt_tokens += len(message.prompt_ids)
             drafts = self._drafts[message.expects_refusal]
             call = _Call(len(message.prompt_ids), drafts, message.deadline_s)
             self._calls[message.call_id] = call
@@ -123,8 +121,7 @@ class GenEngine:
 
     def update_load(self) -> None:
         """Tells the load anew; once for all messages that were applied."""
-        self.load = self.load.after(self._scheduler, num_prompt_tokens=self._num_new_prompt_tokens)
-        self._num_new_prompt_tokens = 0
+        self.load = self.load.after(self._scheduler)
 
     def step(self) -> Sequence[CallResult]:
         """Drops the calls whose deadline is over, then runs one step for the others."""
@@ -215,5 +212,5 @@ class GenEngine:
 
     def _remove(self, call_id: int) -> None:
         self._calls.pop(call_id, None)
-        self._watch.removed(call_id)
+        self._watch.waits_no_more(call_id)
         self._scheduler.remove(call_id)

@@ -117,9 +117,9 @@ class SessionManager:
         """Forgets a stream and all that is pending of it."""
         stream = self._sessions.pop(seq_id, None)
         if stream is not None:
-            stream.closed()
             self.send(seq_id, CloseSequence())
             self._closed.set()
+            stream.closed()
 
     def send(self, seq_id: int, command: ExtendSequence | TruncateSequence | CloseSequence) -> None:
         """Hands a command to the engine; a lost device tells every stream by itself."""

@@ -1,10 +1,13 @@
 """How long steps take, and how long sequences wait for them."""
 
+import logging
 import time
 from collections.abc import Callable
 
 from guardwire_server.core.observation import StepObserver, StepReport
 from guardwire_server.core.step_plan import StepPlan
+
+logger = logging.getLogger(__name__)
 
 
 class StepWatch:
@@ -29,8 +32,8 @@ class StepWatch:
         if self._sample is None and self._observer is not None:
             self._sample = seq_id, self._clock()
 
-    def removed(self, seq_id: int) -> None:
-        """A sequence is gone."""
+    def waits_no_more(self, seq_id: int) -> None:
+        """A sequence is gone, or what it waited for is."""
         if self._sample is not None and self._sample[0] == seq_id:
             self._sample = None
 
@@ -50,4 +53,8 @@ class StepWatch:
                 queue_wait_s = self._started_s - since_s
                 self._sample = None
         duration_s = self._clock() - self._started_s
-        self._observer.step_done(StepReport(self._model_kind, duration_s, queue_wait_s, plan, has_failed))
+        report = StepReport(self._model_kind, duration_s, queue_wait_s, plan, has_failed)
+        try:
+            self._observer.step_done(report)
+        except Exception:  # a fault of whoever watches must not cost the device
+            logger.exception("a step could not be recorded")

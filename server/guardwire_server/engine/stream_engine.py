@@ -112,7 +112,7 @@ class StreamEngine:
         self.num_consecutive_failures = 0
         self._scheduler.complete(plan)
         self._expected = {chunk.seq_id for chunk in plan.chunks} - self._scheduler.waiting_ids
-        self.load = self.load.after(self._scheduler, plan, num_judged=readings.responses.count_by_level())
+        self.load = self.load.after(self._scheduler, plan, readings.responses.count_by_level())
         self._watch.done(plan)
         return list(_events(plan, readings))
 
@@ -147,6 +147,8 @@ class StreamEngine:
             self._scheduler.extend(seq_id, command.ids, command.reads)
         elif isinstance(command, TruncateSequence):
             self._scheduler.truncate(seq_id, command.num_tokens, command.epoch)
+            if seq_id not in self._scheduler.waiting_ids:
+                self._watch.waits_no_more(seq_id)
         else:
             self._remove(seq_id)
 
@@ -161,7 +163,7 @@ class StreamEngine:
     def _remove(self, seq_id: int) -> None:
         self._seq_ids.discard(seq_id)
         self._expected.discard(seq_id)
-        self._watch.removed(seq_id)
+        self._watch.waits_no_more(seq_id)
         self._scheduler.remove(seq_id)
 
 

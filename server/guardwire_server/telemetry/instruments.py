@@ -64,7 +64,9 @@ OBSERVED_COUNTERS = (
     Declaration(names.TOKENS_JUDGED, "{token}", "Tokens of answers judged, by risk level."),
     Declaration(names.KV_ARENA_EVICTIONS, "{eviction}", "Idle sequences that lost their cached keys and values."),
     Declaration(names.REPREFILLED_TOKENS, "{token}", "Tokens computed again because an eviction had taken them."),
-    Declaration(names.PROMPT_TOKENS, "{token}", "Tokens of Classify prompts, computed or reused from earlier ones."),
+    Declaration(
+        names.CLASSIFY_TOKENS, "{token}", "Tokens of Classify calls, guessed answers included: computed or copied."
+    ),
 )
 GAUGES = (
     Declaration(names.SESSIONS_ACTIVE, "{session}", "Streams open."),
@@ -159,12 +161,13 @@ def _values(state: ServerState, name: str) -> list[tuple[float, dict[str, str]]]
             (num_tokens, {names.RISK_LEVEL: level.name.lower()})
             for level, num_tokens in zip(RiskLevel, judged, strict=False)
         ]
-    if name == names.PROMPT_TOKENS:
+    if name == names.CLASSIFY_TOKENS:
         if state.gen is None:
             return []
-        num_reused = state.gen.num_reused_tokens
-        num_computed = max(0, state.gen.num_prompt_tokens - num_reused)
-        return [(num_reused, {names.PREFIX: "reused"}), (num_computed, {names.PREFIX: "computed"})]
+        return [
+            (state.gen.num_reused_tokens, {names.PREFIX: "reused"}),
+            (state.gen.num_step_tokens, {names.PREFIX: "computed"}),
+        ]
     single: dict[str, float | None] = {
         names.SESSIONS_ACTIVE: state.num_sessions if state.stream else None,
         names.SESSIONS_LIMIT: state.max_sessions if state.stream else None,
