@@ -1,8 +1,8 @@
 """Decisions as events of OpenTelemetry's log: `gen_ai.evaluation.result`, correlated with the span of their call.
 
 Source: the event and its attributes in the semantic conventions for generative AI (in development); what they have no
-attribute for is our own. An explanation is not among them: for what was not judged it quotes the error, which can name
-a token id.
+attribute for is our own. An explanation is not among them: it is for people, and for what was not judged it quotes the
+error.
 """
 
 import time
