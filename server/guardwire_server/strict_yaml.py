@@ -116,7 +116,8 @@ for _tag, _pattern, _starts in (
     _StrictLoader.add_implicit_resolver(_tag, re.compile(_pattern), _starts)
 
 
-def _read_text(path: Path) -> str:
+def read_bounded(path: Path) -> bytes:
+    """The content of a file of settings; StartupError that names the file if it cannot be read or is too large."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -124,6 +125,11 @@ def _read_text(path: Path) -> str:
         raise StartupError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
         raise StartupError(f"{path}: the file is too large, the limit is {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    content = read_bounded(path)
     try:
         return content.decode()
     except UnicodeDecodeError as error:

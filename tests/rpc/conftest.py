@@ -15,6 +15,7 @@ from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.telemetry.server import ServerTelemetry
 from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 from tests.rpc.bystander import Bystander
+from tests.rpc.limited import Limited
 from tests.rpc.running_server import LoadedModels, RunningServer, StartServer, make_config
 
 torch.set_num_threads(1)
@@ -79,3 +80,11 @@ async def bystander(server: RunningServer) -> AsyncIterator[Bystander]:
     for gate in server.gates:
         gate.release()
     await stream.end()
+
+
+@pytest.fixture
+async def limited(start_server: StartServer, tmp_path: Path) -> AsyncIterator[Limited]:
+    """A server on which acme has limits and beta has none, to be started by the test."""
+    server = Limited(start_server, tmp_path / "access.yaml")
+    yield server
+    await server.end()

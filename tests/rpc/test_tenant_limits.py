@@ -1,14 +1,12 @@
 """A tenant at its limits is refused, and another one beside it notices nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
-from tests.rpc.limited import NEXT_TO_NOTHING, Limited, assert_too_fast, opened
+from tests.rpc.limited import FULL, NEXT_TO_NOTHING, Limited, assert_too_fast, opened
 from tests.rpc.many_call import ManyCall
 from tests.rpc.messages import (
     answer_ids,
@@ -17,17 +15,8 @@ from tests.rpc.messages import (
     tokens,
     user,
 )
-from tests.rpc.running_server import RunningServer, StartServer
+from tests.rpc.running_server import RunningServer
 from tests.rpc.stream_call import WAIT_S, Failure
-
-FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-@pytest.fixture
-async def limited(start_server: StartServer, tmp_path: Path) -> AsyncIterator[Limited]:
-    server = Limited(start_server, tmp_path / "access.yaml")
-    yield server
-    await server.end()
 
 
 async def refusal(server: RunningServer) -> Failure:

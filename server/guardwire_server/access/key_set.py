@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guardwire_server.access.web_tokens import PublicKey, VerificationKey
 from guardwire_server.core.errors import StartupError
+from guardwire_server.strict_yaml import read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,6 @@ ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
 
 MIN_RSA_BITS = 2048
 """RFC 7518, section 3.3."""
-
-MAX_FILE_BYTES = 1 << 20
 
 
 class _WebKey(BaseModel):
@@ -74,13 +73,7 @@ def read_key_set(path: Path, algorithms: Collection[str]) -> dict[str, Verificat
 
 
 def _read(path: Path) -> _KeySet:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise StartupError(f"{path}: the file is too large, the limit is {MAX_FILE_BYTES} bytes")
+    content = read_bounded(path)
     try:
         return _KeySet.model_validate_json(content)
     except ValidationError as error:

@@ -3,7 +3,6 @@
 from opentelemetry import trace
 from opentelemetry.trace import Span, Tracer
 
-from guardwire_server.core.verdict import Role
 from guardwire_server.telemetry import names
 from guardwire_server.telemetry.evaluations import Evaluated, Evaluation, EvaluationEvents
 from guardwire_server.telemetry.instruments import Instruments
@@ -23,11 +22,8 @@ class DecisionTelemetry:
         One with a token index is one of several that its stream may come to, and gets a span of its own.
         """
         attributes: dict[str, str | int | bool] = {
-            names.ACTION: evaluation.action.name.lower(),
-            names.CATEGORY: evaluation.category.name.lower() if evaluation.category else "none",
-            names.ROLE: "assistant" if evaluation.role is Role.ASSISTANT else "user",
+            **evaluation.labels,
             names.RISK_LEVEL: evaluation.risk_level.name.lower() if evaluation.risk_level else "not_judged",
-            names.ENFORCED: evaluation.enforced,
         }
         self._counter.add(1, attributes)
         if call_span.is_recording() and evaluation.token_index is not None:

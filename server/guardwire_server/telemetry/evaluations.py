@@ -44,6 +44,16 @@ class Evaluation:
     cut_index: int | None = None
     enforced: bool = True
 
+    @property
+    def labels(self) -> dict[str, str | bool]:
+        """What its count, its span and its event all say."""
+        return {
+            names.ACTION: self.action.name.lower(),
+            names.CATEGORY: self.category.name.lower() if self.category else "none",
+            names.ROLE: self.role.name.lower(),
+            names.ENFORCED: self.enforced,
+        }
+
     @classmethod
     def of(cls, decision: Decision, *, enforced: bool, score: float | None = None) -> "Evaluation":
         """What a stream's decision says."""
@@ -85,7 +95,7 @@ class EvaluationEvents:
 
 
 def _attributes(evaluation: Evaluation, evaluated: Evaluated) -> dict[str, str | bool | int | float]:
-    level, category = evaluation.risk_level, evaluation.category
+    level = evaluation.risk_level
     is_judged = evaluation.reason is DecisionReason.VERDICT
     values: dict[str, str | bool | int | float | None] = {
         names.EVALUATION_NAME: f"{names.SCOPE}.{evaluated.policy}",
@@ -94,10 +104,7 @@ def _attributes(evaluation: Evaluation, evaluated: Evaluated) -> dict[str, str |
         names.ERROR_TYPE: None if is_judged else evaluation.reason.value,
         names.REQUEST_MODEL: evaluated.model,
         names.POLICY: evaluated.policy,
-        names.ACTION: evaluation.action.name.lower(),
-        names.CATEGORY: category.name.lower() if category else "none",
-        names.ROLE: evaluation.role.name.lower(),
-        names.ENFORCED: evaluation.enforced,
+        **evaluation.labels,
         names.TOKEN_INDEX: evaluation.token_index,
         names.CUT_INDEX: evaluation.cut_index,
         names.SESSION_ID: evaluated.session_id,

@@ -1,6 +1,7 @@
 """All telemetry of one server, put together from three providers."""
 
 from collections.abc import Callable
+from typing import Final
 
 from opentelemetry import _logs as logs
 from opentelemetry import metrics, trace
@@ -42,7 +43,7 @@ class ServerTelemetry:
         meter = meter_provider.get_meter(names.SCOPE, version)
         events = EvaluationEvents(logger_provider, version)
         is_traced = not isinstance(tracer_provider, trace.NoOpTracerProvider)
-        self._is_enabled = is_traced or not isinstance(meter_provider, metrics.NoOpMeterProvider)
+        self.is_enabled: Final = is_traced or not isinstance(meter_provider, metrics.NoOpMeterProvider)
         self._instruments = Instruments(meter)
         self._steps = StepTelemetry(self._instruments, tracer, step_trace_ratio if is_traced else 0.0)
         self._decisions = DecisionTelemetry(self._instruments, tracer, events)
@@ -52,20 +53,15 @@ class ServerTelemetry:
         self.calls = CallTelemetry(self._instruments, tracer)
 
     @property
-    def is_enabled(self) -> bool:
-        """Whether anybody listens."""
-        return self._is_enabled
-
-    @property
     def step_observer(self) -> StepObserver | None:
         """Who is told of engine steps; None if nobody listens."""
-        return self._steps if self._is_enabled else None
+        return self._steps if self.is_enabled else None
 
     def stream_observers(
         self, model: str, tenant: str, *, has_own_call: bool
     ) -> Callable[[int, str], StreamObserver] | None:
         """Makes the observers of a call's streams, from a sequence's id and a session's; None if nobody listens."""
-        if not self._is_enabled:
+        if not self.is_enabled:
             return None
 
         def observe(seq_id: int, session_id: str) -> StreamObserver:
