@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import cast
 
@@ -9,7 +10,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from guardwire import Overloaded, ServerFault
+from guardwire import Overloaded, ServerFault, call_outcome
 from guardwire.call_outcome import CallOutcome
 
 FULL = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
@@ -24,18 +25,18 @@ class EndedCall:
 
     def __init__(self, statuses: list[Status]) -> None:
         self._statuses = statuses
-        self._status = statuses[0]
+        self.status = statuses[0]
 
     def add_done_callback(self, callback: Callable[[EndedCall], None]) -> None:
         for status in self._statuses:
-            self._status = status
+            self.status = status
             callback(self)
 
     async def code(self) -> grpc.StatusCode:
-        return self._status[0]
+        return self.status[0]
 
     async def details(self) -> str:
-        return self._status[1]
+        return self.status[1]
 
     async def initial_metadata(self) -> aio.Metadata:
         return aio.Metadata()
@@ -47,6 +48,11 @@ class EndedCall:
 def raised(status: Status) -> aio.AioRpcError | None:
     """What iterating raises at the end of a call with this status."""
     return None if status == WELL else aio.AioRpcError(status[0], aio.Metadata(), aio.Metadata(), status[1])
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_outcome, "_MAX_WAIT_S", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +70,19 @@ def raised(status: Status) -> aio.AioRpcError | None:
         ([FAILED_WRITE], FAILED_WRITE, ServerFault),
     ],
 )
-def test_a_failed_write_never_hides_the_servers_status(
+async def test_a_failed_write_never_hides_the_servers_status(
     told: list[Status], last: Status, expected: type[Exception] | None
 ) -> None:
-    error = CallOutcome(cast("aio.Call", EndedCall(told))).error(raised(last))
+    error = await CallOutcome(cast("aio.Call", EndedCall(told))).error(raised(last))
     assert (None if error is None else type(error)) is expected
+
+
+@pytest.mark.parametrize(("late", "expected"), [(FULL, Overloaded), (WELL, None)])
+async def test_a_status_that_comes_when_all_is_read(late: Status, expected: type[Exception] | None) -> None:
+    call = EndedCall([FAILED_WRITE])
+    error = asyncio.create_task(CallOutcome(cast("aio.Call", call)).error(raised(FAILED_WRITE)))
+    await asyncio.sleep(0)
+    assert not error.done()
+    call.status = late
+    failure = await error
+    assert (None if failure is None else type(failure)) is expected

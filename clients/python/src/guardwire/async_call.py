@@ -97,7 +97,7 @@ class AsyncCall(Generic[RequestT, ResponseT]):
             self._call.cancel()
             self._finish(unreadable(error))
         if not self.is_over:
-            self._finish(outcome.error(last))
+            self._finish(await outcome.error(last))
 
     def _note_cancelled(self, reader: asyncio.Task[None]) -> None:
         if reader.cancelled() and not self.is_over:  # before its first step, as when the event loop closes
