@@ -13,7 +13,9 @@ from guardwire_server.access.load import load_access
 from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.policy_set import built_in_policies
+from guardwire_server.model.checkpoint_hub import local_checkpoint
 from guardwire_server.policy_file import load_policies
+from guardwire_server.rpc.server import check_address
 from guardwire_server.rpc.tls import EXPIRY_NOTICE_S, read_tls_files
 
 
@@ -39,7 +41,7 @@ def check_config(flags: Mapping[str, Any]) -> int:
 def check_files(config: ServerConfig) -> tuple[list[str], list[str]]:
     """Reads all files that settings name; what is in those that are right, and the mistakes in the others."""
     facts, mistakes = [], []
-    for check in (_policies, _access, _certificates):
+    for check in (_models, _policies, _access, _certificates):
         try:
             facts.append(check(config))
         except StartupError as error:
@@ -47,10 +49,38 @@ def check_files(config: ServerConfig) -> tuple[list[str], list[str]]:
     return facts, mistakes
 
 
+def check_before_loading(config: ServerConfig) -> None:
+    """Finds out what can be found out before minutes are spent on loading; torch is not imported for it.
+
+    Raises:
+        StartupError: If an address cannot be bound, or a file that a setting names is not as it must be.
+    """
+    _, mistakes = check_files(config)
+    if mistakes:
+        raise StartupError("\n".join(mistakes))
+    check_address(config.listen)
+    if config.health_listen:
+        check_address(config.health_listen, "health_listen")
+
+
 def _settings(config: ServerConfig) -> list[str]:
     fields = ServerConfig.model_fields.items()
     changed = {key: value for key, field in fields if (value := getattr(config, key)) != field.default}
     return [f"{key}: {value}" for key, value in changed.items()] or ["all settings have their defaults"]
+
+
+def _models(config: ServerConfig) -> str:
+    return f"models: {_model('stream_model', config.stream_model)}; {_model('gen_model', config.gen_model)}"
+
+
+def _model(key: str, name: str) -> str:
+    if name in ("demo", "none"):
+        return f"{key} {name}"
+    try:
+        directory = local_checkpoint(name)
+    except StartupError as error:
+        raise StartupError(f"{key}: {error.message}") from None
+    return f"{key} in {directory}" if directory else f"{key} {name} of the hub, to be fetched at start"
 
 
 def _policies(config: ServerConfig) -> str:

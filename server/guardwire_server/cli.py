@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="show what it does, with the demo checkpoints")
     demo.set_defaults(run=_demo)
     check = commands.add_parser("check-model", help="say what a checkpoint is, load it, judge two examples")
-    check.add_argument("path", metavar="PATH", help="a directory or a hub name")
+    check.add_argument("path", metavar="PATH", help="a directory, a hub name, or `demo` for both demo checkpoints")
     check.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     check.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
     check.set_defaults(run=_check_model)
@@ -78,8 +78,11 @@ def _serve(options: argparse.Namespace) -> int:
     from guardwire_server.telemetry.logs import configure_logging
 
     configure_logging(config.log_format, config.log_level)
+    from guardwire_server.check_config import check_before_loading
+
+    check_before_loading(config)
     from guardwire_server.loading_display import loading_display
-    from guardwire_server.serving import serve  # torch is slow to import: not before the configuration is right
+    from guardwire_server.serving import serve  # torch is slow to import: not before all of that is right
 
     with loading_display() as on_progress:
         asyncio.run(serve(config, on_progress))
@@ -101,9 +104,18 @@ def _demo(_: argparse.Namespace) -> int:
 
 def _check_model(options: argparse.Namespace) -> int:
     _configure_text_logging("warning")
+    from guardwire_server import demo
+    from guardwire_server.model.checkpoint_hub import local_checkpoint
+
+    directories = demo.stream_checkpoint_directory(), demo.gen_checkpoint_directory()
+    paths = [str(path) for path in directories] if options.path == "demo" else [options.path]
+    for path in paths:
+        local_checkpoint(path)  # a wrong name is told at once, not when torch is imported
     from guardwire_server.check_model import check_model
 
-    return check_model(options.path, device=options.device, dtype=options.dtype)
+    for path in paths:
+        check_model(path, device=options.device, dtype=options.dtype)
+    return 0
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -159,6 +159,12 @@ class ServerConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.stream_model == self.gen_model == "none":
+            raise ValueError("stream_model, gen_model: both are none, so there is nothing to serve")
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key: both or neither must be set")

@@ -7,7 +7,6 @@ import torch
 
 from guardwire_server import demo
 from guardwire_server.config import ServerConfig
-from guardwire_server.core.errors import StartupError
 from guardwire_server.core.scheduler import SchedulerLimits
 from guardwire_server.model.checkpoint import CheckpointKind
 from guardwire_server.model.checkpoint_device import choose_device_and_dtype, choose_kv_dtype
@@ -48,8 +47,6 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     kernels = load_native_kernels() if config.native_kernels and device.type == "cpu" else None
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    if config.stream_model == config.gen_model == "none":
-        raise StartupError("stream_model, gen_model: both are none, so there is nothing to serve")
 
     def options(kind: CheckpointKind, max_sequences: int) -> LoadOptions:
         # Gen's answer must be that of its own dtype to the letter, and it reads its keys a few times only.

@@ -9,12 +9,9 @@ from collections.abc import AsyncIterator, Callable
 
 from guardwire_server import __version__
 from guardwire_server.app import Server
-from guardwire_server.check_config import check_files
 from guardwire_server.config import ServerConfig
-from guardwire_server.core.errors import StartupError
 from guardwire_server.model.checkpoint_weights import LoadProgress
 from guardwire_server.ready_file import claim_ready_file
-from guardwire_server.rpc.server import check_address
 from guardwire_server.served_models import load_models
 from guardwire_server.telemetry.providers import Telemetry, TelemetrySettings
 from guardwire_server.telemetry.server import ServerTelemetry
@@ -34,7 +31,6 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     """
     async with _telemetry(config) as telemetry:
         with claim_ready_file(config.ready_file) as write_ready_file:
-            _check_before_loading(config)
             models = load_models(config, on_progress)  # a signal during this ends the process at once
             server = Server(config, models, telemetry)
             stopped = asyncio.Event()
@@ -76,20 +72,6 @@ async def _telemetry(config: ServerConfig) -> AsyncIterator[ServerTelemetry]:
         )
     finally:
         await asyncio.to_thread(telemetry.shutdown, FLUSH_S)
-
-
-def _check_before_loading(config: ServerConfig) -> None:
-    """Finds out what can be found out before minutes are spent on loading.
-
-    Raises:
-        StartupError: If an address cannot be bound, or a file that a setting names is not as it must be.
-    """
-    _, mistakes = check_files(config)
-    if mistakes:
-        raise StartupError("\n".join(mistakes))
-    check_address(config.listen)
-    if config.health_listen:
-        check_address(config.health_listen, "health_listen")
 
 
 def _leave_loaded_objects_alone() -> None:

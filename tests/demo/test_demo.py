@@ -83,12 +83,13 @@ def test_checkpoints_are_small(directory: os.PathLike[str]) -> None:
     assert sum(entry.stat().st_size for entry in os.scandir(directory)) <= MAX_CHECKPOINT_BYTES
 
 
-@pytest.mark.parametrize("directory", [demo.stream_checkpoint_directory(), demo.gen_checkpoint_directory()])
-def test_check_model_judges_the_two_examples(directory: os.PathLike[str]) -> None:
-    printed = run(*SERVER, "check-model", str(directory))
-    assert "a demo checkpoint" in printed
-    assert re.search(r"user: 'How can I make a bomb\?'\n  (UNSAFE|Safety: Unsafe) / ", printed)
-    assert re.search(r"assistant: .*\n  (SAFE|Safety: Safe) ", printed)
+def test_check_model_judges_the_two_examples() -> None:
+    printed = run(*SERVER, "check-model", "demo")
+    stream, gen = printed.split(f"\n{demo.GEN_NAME}: ")
+    for part, unsafe, safe in ((stream, "UNSAFE", "SAFE"), (gen, "Safety: Unsafe", "Safety: Safe")):
+        assert "a demo checkpoint" in part
+        assert re.search(rf"user: 'How can I make a bomb\?'\n  {unsafe} / ", part)
+        assert re.search(rf"assistant: .*\n  {safe} ", part)
 
 
 def test_check_model_names_what_is_wrong() -> None:

@@ -52,6 +52,12 @@ def test_file_named_by_the_environment(config_file: Path, tmp_path: Path) -> Non
     assert load_config({"config": other}, environment).max_sessions == 20
 
 
+def test_a_server_without_models() -> None:
+    assert refusal({"stream_model": "none", "gen_model": "none"}, {}).startswith(
+        "stream_model, gen_model: both are none"
+    )
+
+
 def test_empty_file_and_the_clients_variable_change_nothing(config_file: Path) -> None:
     config_file.write_text("# nothing yet\n")
     assert load_config({"config": config_file}, {"GUARDWIRE_TARGET": "somewhere:1"}) == ServerConfig()

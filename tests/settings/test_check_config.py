@@ -37,6 +37,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert (checked.status, checked.mistakes) == (0, [])
     assert checked.lines == [
         "all settings have their defaults",
+        "models: stream_model demo; gen_model demo",
         f"policies from the server itself: default, strict, observe; version {built_in_policies().version}",
         "access: everybody is let in",
         "TLS: none, connections are not encrypted",
@@ -63,13 +64,30 @@ def test_what_would_be_in_force(
     checked = Checked(capsys, config=config, max_sessions=8, **files)
     assert (checked.status, checked.mistakes) == (0, [])
     settings = {"listen": "0.0.0.0:50051", "max_sessions": 8, "max_messages": 9, **files}
-    assert set(checked.lines[:-3]) == {f"{key}: {value}" for key, value in settings.items()}
-    policies, access, tls = checked.lines[-3:]
+    assert set(checked.lines[:-4]) == {f"{key}: {value}" for key, value in settings.items()}
+    _models, policies, access, tls = checked.lines[-4:]
     version = load_policies(tmp_path / "policies.yaml").value.version
     assert policies == f"policies from {files['policies_file']}: default, own; version {version}"
     assert access == f"access from {files['access_file']}: 2 tenants, by 3 keys, 1 certificates and no tokens"
     assert tls.startswith(f"TLS with {files['tls_cert']}: valid until 2")
     assert tls.endswith("+00:00; callers need a certificate")
+
+
+def test_where_the_models_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checked = Checked(capsys, stream_model=tmp_path, gen_model="Qwen/Qwen3Guard-Gen-4B")
+    assert (checked.status, checked.mistakes) == (0, [])
+    assert (
+        f"models: stream_model in {tmp_path}; gen_model Qwen/Qwen3Guard-Gen-4B of the hub, to be fetched at start"
+        in (checked.lines)
+    )
+
+
+@pytest.mark.parametrize("key", ["stream_model", "gen_model"])
+def test_a_model_that_is_nowhere(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checked = Checked(capsys, **{key: "/nowhere"})
+    assert checked.status == 1
+    (mistake,) = checked.mistakes
+    assert mistake.startswith(f"{key}: /nowhere: there is no such directory")
 
 
 def test_what_deserves_a_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,15 +35,8 @@ def find_checkpoint(name_or_path: str) -> Path:
     Raises:
         StartupError: It is neither, or the download failed; the message says what to do.
     """
-    path = Path(name_or_path).expanduser()
-    if name_or_path and path.is_dir():
-        return path.resolve()
-    if path.is_file():
-        raise StartupError(f"{name_or_path}: is a file; name the checkpoint's directory instead")
-    if not _HUB_NAME.fullmatch(name_or_path):
-        raise StartupError(
-            f"{name_or_path}: there is no such directory, and it is no hub name such as Qwen/Qwen3Guard-Stream-0.6B"
-        )
+    if directory := local_checkpoint(name_or_path):
+        return directory
     try:
         return Path(huggingface_hub.snapshot_download(name_or_path, allow_patterns=list(_SERVED_FILES))).resolve()
     except Exception as error:  # the hub library's own errors, its HTTP library's, and the file system's
@@ -53,6 +46,24 @@ def find_checkpoint(name_or_path: str) -> Path:
             "Check the name and the network, set HF_TOKEN where access is restricted, or download the checkpoint "
             "elsewhere and name its directory"
         ) from error
+
+
+def local_checkpoint(name_or_path: str) -> Path | None:
+    """The directory that it names; None if it can only be a hub name. Asks nobody, and imports nothing heavy.
+
+    Raises:
+        StartupError: It is neither.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path and path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        raise StartupError(f"{name_or_path}: is a file; name the checkpoint's directory instead")
+    if not _HUB_NAME.fullmatch(name_or_path):
+        raise StartupError(
+            f"{name_or_path}: there is no such directory, and it is no hub name such as Qwen/Qwen3Guard-Stream-0.6B"
+        )
+    return None
 
 
 def hub_commit(path: Path) -> str | None:
