@@ -203,6 +203,22 @@ def test_ready_file_that_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path:
     assert output.count("\n") == 1
 
 
+def test_damaged_checkpoint(capsys: pytest.CaptureFixture[str], checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights that break off in the middle: one clear line at the end, and nobody is told that it serves."""
+    damaged, ready_file = tmp_path / "damaged", tmp_path / "ready"
+    damaged.mkdir()
+    for file in checkpoints[0].iterdir():
+        content = file.read_bytes()
+        (damaged / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
+    flags = ["--gen-model=none", "--listen=127.0.0.1:0", "--device=cpu", f"--ready-file={ready_file}"]
+    status, output = run(capsys, ["serve", f"--stream-model={damaged}", *flags])
+    assert status == 1
+    assert output.splitlines()[-1].startswith("guardwire-server: ")
+    assert "model.safetensors" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert not ready_file.exists()
+
+
 def test_real_process(start_process: StartProcess, config_file: Path) -> None:
     config_file.write_text("max_sessions: 10\nmax_sesions: 10\n")
     process = start_process(environment={"GUARDWIRE_CONFIG": str(config_file)}, grace_s="soon")

@@ -23,6 +23,8 @@ from tests.rpc.stream_call import WAIT_S, Received, StreamCall
 if TYPE_CHECKING:
     Stub = pb_grpc.ModerationServiceAsyncStub
 
+Many = grpc.aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse]
+
 NUM_STREAMS = 50
 NUM_CHANNELS = 5
 TOKENS_PER_PUSH = 8
@@ -89,7 +91,7 @@ class Writer:
 
 
 async def test_sigterm_under_fifty_streams(start_process: StartProcess) -> None:
-    server = start_process(max_sessions=NUM_STREAMS, grace_s=GRACE_S, drain_delay_s=DRAIN_DELAY_S)
+    server = start_process(max_sessions=NUM_STREAMS + 1, grace_s=GRACE_S, drain_delay_s=DRAIN_DELAY_S)
     address = await server.ready()
     async with connected(address, NUM_CHANNELS) as stubs, contextlib.AsyncExitStack() as calls:
         writers = []
@@ -98,6 +100,7 @@ async def test_sigterm_under_fifty_streams(start_process: StartProcess) -> None:
             writers.append(Writer(call, number))
         running = [asyncio.create_task(writer.run()) for writer in writers]
         await asyncio.gather(*(writer.is_busy.wait() for writer in writers))
+        idle = await idle_call(stubs[0])
         server.signal(signal.SIGTERM)
         told_s = time.monotonic()
         for writer in writers[1:]:
@@ -108,6 +111,8 @@ async def test_sigterm_under_fifty_streams(start_process: StartProcess) -> None:
         await assert_refused(stubs[0])
         writers[0].may_finish.set()
         results.append(await running[0])
+        # It has no stream that could be told why, so gRPC's own word is all that it gets.
+        assert (await failure_of(read_to_the_end(idle))).code is grpc.StatusCode.UNAVAILABLE
         assert await server.ended() == 0
         assert time.monotonic() - told_s < DRAIN_DELAY_S + GRACE_S
     for writer, received in zip((*writers[1:], writers[0]), results, strict=True):
@@ -137,24 +142,17 @@ async def assert_refused(stub: "Stub") -> None:
     many.cancel()
 
 
-async def test_call_for_many_streams_that_has_none_when_the_server_stops(start_process: StartProcess) -> None:
-    server = start_process(gen_model="none", grace_s=GRACE_S, drain_delay_s=0)
-    async with connected(await server.ready()) as (stub,):
-        call = stub.ModerateStreams()
-        await call.write(pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=opening())]))
-        await call.write(pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=finish())]))
-        while not any(item.response.HasField("summary") for item in (await many_response(call)).responses):
-            pass
-        server.signal(signal.SIGTERM)
-        # It has no stream that could be told why, so gRPC's own word is all that it gets.
-        failure = await failure_of(asyncio.wait_for(call.read(), WAIT_S))
-        assert failure.code is grpc.StatusCode.UNAVAILABLE
-        assert await server.ended() == 0
+async def idle_call(stub: "Stub") -> Many:
+    """A call for many streams that has none any more."""
+    call = stub.ModerateStreams()
+    await call.write(pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=opening())]))
+    await call.write(pb.ModerateStreamsRequest(requests=[pb.StreamRequest(stream_id=1, request=finish())]))
+    while not any(item.response.HasField("summary") for item in (await many_response(call)).responses):
+        pass
+    return call
 
 
-async def many_response(
-    call: grpc.aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse],
-) -> pb.ModerateStreamsResponse:
+async def many_response(call: Many) -> pb.ModerateStreamsResponse:
     response = await asyncio.wait_for(call.read(), WAIT_S)
     assert isinstance(response, pb.ModerateStreamsResponse)
     return response
@@ -163,6 +161,8 @@ async def many_response(
 async def test_sigkill_and_restart_on_the_same_port(start_process: StartProcess) -> None:
     server = start_process(grace_s=GRACE_S)
     address = await server.ready()
+    served = asyncio.Event()
+    clients = asyncio.create_task(served_by_the_killed(address, served))
     async with connected(address) as (stub,), contextlib.AsyncExitStack() as streams:
         calls = [await streams.enter_async_context(StreamCall(stub.ModerateStream())) for _ in range(NUM_STREAMS)]
         for number, call in enumerate(calls):
@@ -174,10 +174,12 @@ async def test_sigkill_and_restart_on_the_same_port(start_process: StartProcess)
         async with grpc.aio.insecure_channel(address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
+            await served.wait()
             server.signal(signal.SIGKILL)
             failures = await asyncio.gather(*(call.failure() for call in calls))
             failures += [await failure_of(watch.read()), await failure_of(read_to_the_end(many))]
         assert {failure.code for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
+        await clients
         assert await server.ended() == -signal.SIGKILL
         failure = await failure_of(stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S))
         assert failure.code is grpc.StatusCode.UNAVAILABLE
@@ -189,16 +191,13 @@ async def test_sigkill_and_restart_on_the_same_port(start_process: StartProcess)
             assert len((await call.run(opening(), tokens(answer_ids(5)))).verdicts) == 5
 
 
-async def read_to_the_end(
-    call: grpc.aio.StreamStreamCall[pb.ModerateStreamsRequest, pb.ModerateStreamsResponse],
-) -> None:
+async def read_to_the_end(call: Many) -> None:
     while await asyncio.wait_for(call.read(), WAIT_S) is not grpc.aio.EOF:
         pass
 
 
-async def test_clients_of_a_killed_server(start_process: StartProcess) -> None:
-    server = start_process(gen_model="none")
-    address = await server.ready()
+async def served_by_the_killed(address: str, served: asyncio.Event) -> None:
+    """Streams of both clients: what waits for updates, and what pushes later, learns that the server is gone."""
     opened = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -216,7 +215,7 @@ async def test_clients_of_a_killed_server(start_process: StartProcess) -> None:
             one_of_many = await many.moderate("How do I bake bread?")
             await stream.push(answer_ids(5))
             await opened.wait()
-            server.signal(signal.SIGKILL)
+            served.set()
             for broken in (stream, one_of_many):
                 with pytest.raises(Unavailable):
                     async for _ in broken:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 NUM_AT_ONCE = 8
 """Sequences of one batch, which is one example to hypothesis: they run beside each other."""
 
-DEFAULT_SECONDS = 5.0
+DEFAULT_SECONDS = 2.0
 
 _num_random_sequences = int(os.environ.get("FUZZ_SEQUENCES", "0"))
 _shrinks = "FUZZ_SHRINK" in os.environ

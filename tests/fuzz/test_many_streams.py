@@ -12,7 +12,7 @@ from tests.fuzz.many_contract import check_many_streams
 from tests.fuzz.sequences import sequences
 from tests.fuzz.tried_server import TriedServer
 
-NUM_SEQUENCES = 750
+NUM_SEQUENCES = 500
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The compiled kernels, each against the few lines of torch that say what it computes; and how they are built."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from guardwire_server.model import native_library
 from guardwire_server.model.native_kernels import DTYPE_PAIRS, Epilogue, NativeKernels, load_native_kernels
+from guardwire_server.model.native_library import load_library
 from tests.tools import skip_without
 
 EPS = 1e-6
@@ -179,25 +181,43 @@ def test_attention_far_from_zero(kernels: NativeKernels) -> None:
     close(out[0], values[0, 19])
 
 
-def test_the_library_is_compiled_once(kernels: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_native_kernels.__wrapped__(tmp_path) is not None
-    files = list(tmp_path.iterdir())
+@pytest.fixture
+def small_source(kernels: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that compiles faster than the kernels, where there is a compiler."""
+    source = tmp_path / "source" / "small.cpp"
+    source.parent.mkdir()
+    source.write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(native_library, "SOURCE", source)
+
+
+@pytest.mark.usefixtures("small_source")
+def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    assert answer(load_library(cache)) == 42
+    files = list(cache.iterdir())
     assert [file.suffix for file in files] == [".so"]
     monkeypatch.setattr(native_library, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert load_native_kernels.__wrapped__(tmp_path) is not None
+    assert answer(load_library(cache)) == 42
 
 
-def test_a_directory_that_cannot_be_written_does_not_matter(kernels: NativeKernels, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_source")
+def test_a_directory_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert load_native_kernels.__wrapped__(tmp_path / "file" / "below") is not None
+    assert answer(load_library(tmp_path / "file" / "below")) == 42
 
 
-def test_a_user_without_a_home(kernels: NativeKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_source")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    assert load_native_kernels.__wrapped__() is not None
+    assert answer(load_library()) == 42
+
+
+def answer(library: ctypes.CDLL | None) -> int:
+    assert library is not None
+    return int(library.answer())
 
 
 def test_without_a_compiler_there_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
