@@ -1,7 +1,9 @@
 """The tokenizer: the reference's ids for ordinary text, and never a control token from what people write."""
 
+import gc
 import hashlib
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +210,16 @@ def test_a_tokenizer_for_a_larger_embedding_is_refused(tmp_path: Path) -> None:
 def test_loading_keeps_the_bytes_for_clients(tmp_path: Path) -> None:
     path = write_stream_checkpoint(tmp_path, tokenizer_json=real_tokenizer_json())
     assert Tokenizer.load(path).json_bytes == (path / "tokenizer.json").read_bytes()
+
+
+def test_files_with_the_same_content_share_a_tokenizer(tmp_path: Path) -> None:
+    first, same, other = (write_stream_checkpoint(tmp_path / name) for name in ("first", "same", "other"))
+    with (other / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    tokenizer = Tokenizer.load(first)
+    assert Tokenizer.load(same) is tokenizer
+    assert Tokenizer.load(other) is not tokenizer
+    kept = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert kept() is None  # nobody uses it any more

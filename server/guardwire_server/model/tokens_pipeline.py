@@ -114,8 +114,9 @@ def _model_vocabulary(values: dict[str, Any], origin: str) -> dict[str, int]:
 
 
 def _check_spellings(vocabulary: dict[str, int], origin: str) -> None:
-    for token in vocabulary:
-        if not CHARACTER_BYTES.keys() >= set(token):
+    unknown = set().union(*vocabulary) - CHARACTER_BYTES.keys()
+    for token in vocabulary if unknown else ():
+        if not unknown.isdisjoint(token):
             raise StartupError(f"{origin}: model.vocab has {_shown(token)}, which does not spell bytes")
 
 
