@@ -111,8 +111,8 @@ async def test_sigterm_under_fifty_streams(start_process: StartProcess) -> None:
         await assert_refused(stubs[0])
         writers[0].may_finish.set()
         results.append(await running[0])
-        # It has no stream that could be told why, so gRPC's own word is all that it gets.
-        assert (await failure_of(read_to_the_end(idle))).code is grpc.StatusCode.UNAVAILABLE
+        failure = await failure_of(read_to_the_end(idle))
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert await server.ended() == 0
         assert time.monotonic() - told_s < DRAIN_DELAY_S + GRACE_S
     for writer, received in zip((*writers[1:], writers[0]), results, strict=True):

@@ -221,7 +221,27 @@ async def test_a_server_that_stops_tells_every_stream(start_server: StartServer)
         await call.read_until(call.has_ended(1, 2, 3))
         assert call.errors[3].reason == "DRAINING"
         assert call.errors[3].code == grpc.StatusCode.UNAVAILABLE.value[0]
+        await assert_ends_because_the_server_stopped(call)
         await asyncio.wait_for(stopping, WAIT_S)
+
+
+@pytest.mark.parametrize("num_streams", [0, 2])
+async def test_a_call_whose_time_to_end_is_over(start_server: StartServer, num_streams: int) -> None:
+    server = await start_server(grace_s=0.1)
+    async with ManyCall(server) as call:
+        await call.send((0, rollback(0)), *((stream_id, opening()) for stream_id in range(1, num_streams + 1)))
+        await call.read_until(lambda: 0 in call.errors and len(call.received) == num_streams)
+        stopping = asyncio.create_task(server.stop())
+        await assert_ends_because_the_server_stopped(call)
+        assert [call.errors[stream_id].reason for stream_id in call.received] == ["DRAINING"] * num_streams
+        await asyncio.wait_for(stopping, WAIT_S)
+
+
+async def assert_ends_because_the_server_stopped(call: ManyCall) -> None:
+    """Reads to the end of a call whose input goes on."""
+    failure = await failure_of(call.read_until(lambda: False))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert failure.retry_after_s == 1.0
 
 
 async def _in_order(sendings: Sequence[Any]) -> None:

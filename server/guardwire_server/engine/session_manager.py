@@ -8,10 +8,11 @@ control does the rest.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from guardwire_server.core.errors import Draining, EngineUnavailable, Overloaded
@@ -74,6 +75,8 @@ class SessionManager:
         self._thread: DeviceThread
         self._engine: StreamEngine
         self._is_draining = False
+        self._cut_with: Draining | None = None
+        self._told_of_cut: set[asyncio.Event] = set()
         self._closed = asyncio.Event()  # set whenever a stream is
 
     def connect(self, thread: DeviceThread, engine: StreamEngine) -> None:
@@ -179,9 +182,25 @@ class SessionManager:
 
     def cut(self) -> None:
         """Ends every stream that is still open: its time after `drain` is over."""
-        error = Draining("DRAINING", "the server has stopped", retry_after_s=1.0)
+        self._cut_with = error = Draining("DRAINING", "the server has stopped", retry_after_s=1.0)
         for stream in tuple(self._sessions.values()):
             stream.handle(SequenceFailed(error))
+        for event in self._told_of_cut:
+            event.set()
+
+    @contextlib.contextmanager
+    def tells_of_cut(self, event: asyncio.Event) -> Iterator[None]:
+        """Sets an event on `cut`, while in the block: for a call that may have no stream which would hear of it."""
+        self._told_of_cut.add(event)
+        try:
+            yield
+        finally:
+            self._told_of_cut.remove(event)
+
+    def require_not_cut(self) -> None:
+        """Raises what `cut` has ended every stream with, if it has."""
+        if self._cut_with:
+            raise self._cut_with
 
     async def tick(self) -> None:
         """Lets the sessions look at their deadlines, until cancelled."""

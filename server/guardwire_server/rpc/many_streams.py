@@ -95,13 +95,20 @@ class ManyStreams:
         self._changed.set()
 
     async def responses(self) -> AsyncIterator[pb.ModerateStreamsResponse]:
-        """What to tell the caller, until the input has ended and every stream, too."""
-        while self._has_input or self._streams or self._refusals:
-            message = self._gather()
-            if message.responses or message.HasField("step"):
-                self._changed.set()  # there is room for more input now
-                yield message
-            else:
+        """What to tell the caller, until the input has ended and every stream, too.
+
+        Raises:
+            Draining: The server has stopped, and no stream is left that could be told so.
+        """
+        with self._manager.tells_of_cut(self._changed):
+            while self._has_input or self._streams or self._refusals:
+                message = self._gather()
+                if message.responses or message.HasField("step"):
+                    self._changed.set()  # there is room for more input now
+                    yield message
+                    continue
+                if not self._streams:
+                    self._manager.require_not_cut()
                 self._changed.clear()
                 await self._changed.wait()
 
