@@ -16,11 +16,8 @@ from guardwire_server.engine.backend import StreamReadings
 
 def judge_nothing(_: object, plan: StepPlan) -> StreamReadings:
     """Takes the place of a backend's step and computes nothing."""
-    return StreamReadings(_safe(_count(plan, Read.RESPONSE)), _safe(_count(plan, Read.QUERY)))
-
-
-def _count(plan: StepPlan, read: Read) -> int:
-    return sum(chunk.reads.count(read) for chunk in plan.chunks)
+    reads = b"".join([chunk.reads for chunk in plan.chunks])
+    return StreamReadings(_safe(reads.count(Read.RESPONSE)), _safe(reads.count(Read.QUERY)))
 
 
 def _safe(num_tokens: int) -> VerdictArrays:

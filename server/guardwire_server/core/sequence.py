@@ -36,8 +36,11 @@ class Sequence:
 
     def note_done(self, start: int, stop: int) -> int:
         """Takes note that the tokens `start` to `stop` - 1 are cached now; returns how many had been before."""
-        num_again = max(0, min(stop, self.num_done) - start)
         self.num_cached = stop
+        if start == self.num_done:  # by far the most frequent
+            self.num_done = stop
+            return 0
+        num_again = max(0, min(stop, self.num_done) - start)
         self.num_done = max(self.num_done, stop)
         return num_again
 

@@ -212,16 +212,17 @@ class ManyStreams:
         responses, num_tokens = message.responses, 0
         while self._refusals and len(responses) < MAX_RESPONSES:
             responses.append(self._refusals.popleft())
-        while self._news and len(responses) < MAX_RESPONSES and num_tokens + len(step) < MAX_TOKENS:
+        while self._news and len(responses) < MAX_RESPONSES and num_tokens < MAX_TOKENS:
             stream_id, _ = self._news.popitem(last=False)
             stream, writer, place = self._streams[stream_id]
             packs = self._packs
             while (
                 len(responses) < MAX_RESPONSES
-                and num_tokens + len(step) < MAX_TOKENS
+                and num_tokens < MAX_TOKENS
                 and (update := stream.take_update()) is not None
             ):
-                if packs and step.take(stream_id, update):
+                if packs and (num_packed := step.take(stream_id, update)):
+                    num_tokens += num_packed
                     continue
                 packs = False  # what is packed is read first, so what follows a response cannot be
                 writer.write(update, responses.add(stream_id=stream_id).response)

@@ -17,23 +17,27 @@ class StepWriter:
         self._token_indices: list[int] = []
         self._verdicts: list[VerdictArrays] = []
 
-    def __len__(self) -> int:
-        """Tokens gathered."""
-        return len(self._stream_ids)
+    def __bool__(self) -> bool:
+        """Whether anything was taken."""
+        return bool(self._verdicts)
 
-    def take(self, stream_id: int, update: Update) -> bool:
-        """Takes an update that the packed form can tell: verdicts on a few tokens of text; False if it is another."""
+    def take(self, stream_id: int, update: Update) -> int:
+        """Takes an update that the packed form can tell: verdicts on a few tokens of text.
+
+        Returns:
+            The number of tokens; 0 if it is another update, and was not taken.
+        """
         if not isinstance(update, TokenVerdicts):
-            return False
+            return 0
         start_index, verdicts, text_end_offsets, scaffold = update
         num_tokens = len(verdicts)
         if num_tokens > MAX_RUN or text_end_offsets or scaffold:
-            return False
-        for offset in range(num_tokens):
+            return 0
+        for token_index in range(start_index, start_index + num_tokens):
             self._stream_ids.append(stream_id)
-            self._token_indices.append(start_index + offset)
+            self._token_indices.append(token_index)
         self._verdicts.append(verdicts)
-        return True
+        return num_tokens
 
     def write(self, message: pb.StepVerdicts) -> None:
         """Writes what was taken, which must be something, into an empty message."""
