@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from guardwire import cli_classify, cli_info, cli_moderate
+from guardwire import cli_classify, cli_info, cli_load, cli_moderate
 from guardwire.cli_connection import add_connection_arguments, connect
 from guardwire.cli_input import InputError
 from guardwire.cli_output import Screen
@@ -61,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (cli_classify.add_arguments, cli_moderate.add_arguments, cli_info.add_arguments):
-        command = add(commands)
-        command.epilog = _EPILOG
+    for module in (cli_classify, cli_moderate, cli_info, cli_load):
+        command = module.add_arguments(commands)
+        command.epilog = command.epilog or _EPILOG
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.allow_abbrev = False  # `--api-key KEY` must not pass for --api-key-file
         add_connection_arguments(command)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from guardwire.async_client import AsyncClient
 from guardwire.cli_input import InputError
 from guardwire.client import Client
 from guardwire.credentials import read_api_key, tls_credentials
@@ -53,6 +54,16 @@ def connect(arguments: argparse.Namespace) -> Client:
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+def connect_async(arguments: argparse.Namespace) -> AsyncClient:
+    """The twin of `connect` for commands that need asyncio; `connect` has found the arguments good."""
+    return AsyncClient(
+        arguments.target,
+        timeout_s=arguments.timeout,
+        credentials=_credentials(arguments),
+        api_key=_api_key(arguments),
+    )
 
 
 def _credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
