@@ -9,8 +9,6 @@ requests that name no policy get it. A key that is left out has the value that i
 at the action alone would show it; so it needs `allow_unjudged: true` beside it, and that key means nothing else.
 """
 
-import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ from guardwire_server.core.policy_set import DEFAULT_POLICY, PolicySet
 from guardwire_server.core.verdict import Category
 from guardwire_server.reloading import Loaded
 from guardwire_server.settings_file import read_settings, suggest
+from guardwire_server.settings_schema import schema_of, write_schema
 
 FILE_VERSION = 1
 MAX_POLICIES, MAX_DESCRIPTION_CHARACTERS = 256, 500
@@ -47,17 +46,12 @@ def load_policies(path: Path) -> Loaded[PolicySet]:
 
 def schema() -> dict[str, Any]:
     """The file's JSON schema, for editors and reviews; `load_policies` takes nothing that it refuses."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PoliciesFile.model_json_schema()}
+    return schema_of(PoliciesFile)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m guardwire_server.policy_file --schema` writes the schema."""
-    parser = argparse.ArgumentParser(prog="python -m guardwire_server.policy_file", allow_abbrev=False)
-    parser.add_argument("--schema", action="store_true", required=True, help="write the JSON schema of policies files")
-    parser.parse_args(arguments)
-    json.dump(schema(), sys.stdout, indent=2)
-    print()
-    return 0
+    return write_schema(PoliciesFile, "guardwire_server.policy_file", arguments)
 
 
 def _check_name(name: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import guardwire_server
 from guardwire import cli as client_cli
 from guardwire_server import cli as server_cli
-from guardwire_server.access import load
+from guardwire_server.access import access_file
 from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.core.policy import Policy
 from tests.observability.contract import SERIES
@@ -119,8 +119,8 @@ def test_names_exist() -> None:
     reasons = set(re.findall(r"\"([A-Z]+(?:_[A-Z]+)+)\"", sources))
     known = {
         *ServerConfig.model_fields,
-        *load._Limits.model_fields,
-        *load._Tokens.model_fields,
+        *access_file.Limits.model_fields,
+        *access_file.Tokens.model_fields,
         *Policy.__dataclass_fields__,
         *SERIES,
         *(label for metric in SERIES.values() for label in metric.labels),

@@ -6,7 +6,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import TextIO
 
-from guardwire_server.access.load import NAME_PATTERN
+from guardwire_server.access.access_file import NAME_PATTERN
 from guardwire_server.access.rules import KEY_PREFIX
 from guardwire_server.core.errors import StartupError
 
