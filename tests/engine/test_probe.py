@@ -18,6 +18,7 @@ async def test_a_probe_goes_the_whole_way_and_leaves_nothing_behind() -> None:
     await probe
     server.thread.run_until_idle()
     assert (server.backend.num_steps, server.scheduler.num_sequences) == (1, 0)
+    assert server.engine.load.num_judged == (0, 0, 0)  # of callers' tokens
 
 
 async def test_a_probe_whose_step_fails() -> None:

@@ -7,7 +7,7 @@ from guardwire_server.core.kv_arena import Extent
 from guardwire_server.core.observation import StepReport
 from guardwire_server.core.step_plan import Chunk, StepPlan
 from guardwire_server.engine.step_watch import StepWatch
-from guardwire_server.engine.stream_engine import OpenSequence, SequenceEvent, SequenceMessage, StreamEngine
+from guardwire_server.engine.stream_engine import OpenSequence, SequenceEvent, SequenceMessage, StreamEngine, TokenStep
 from tests.engine.fakes import FakeStreamBackend, ManualClock, scheduler
 from tests.engine.observers import RememberedSteps
 from tests.engine.test_stream_engine import extend
@@ -101,3 +101,18 @@ def test_what_a_rollback_takes_away_waits_no_more() -> None:
     engine.step()
     (report,) = steps.reports
     assert report.queue_wait_s is not None  # of the second sequence: the first one is not waited for
+
+
+def test_a_step_for_sequences_that_have_failed_is_not_waited_for() -> None:
+    steps, backend = RememberedSteps(), FakeStreamBackend(1024)
+    engine = StreamEngine(scheduler(4, 256), backend, list[SequenceEvent]().extend, steps)
+    for seq_id in (1, 2):
+        for command in (OpenSequence(), extend(20)):
+            engine.apply(SequenceMessage(seq_id, command))
+    backend.num_failures_to_come = 1
+    engine.step()
+    engine.apply(TokenStep([1, 2], array("i", (21, 21))))  # was on its way
+    engine.apply(SequenceMessage(3, OpenSequence()))
+    engine.apply(TokenStep([1, 3], array("i", (22, 30))))
+    engine.step()
+    assert steps.reports[-1].queue_wait_s is not None

@@ -3,17 +3,15 @@
 import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 
 from guardwire_server.rpc.server import MODERATION_SERVICE
 from tests.access.access_file import ACME_KEY, BETA_KEY, AccessFile, digest
 from tests.access.issuer import Issuer
 from tests.rpc.keyed import bearer, caller, outcome
-from tests.rpc.messages import (
-    answer_ids,
-    opening,
-    tokens,
-)
+from tests.rpc.many_call import ManyCall
+from tests.rpc.messages import answer_ids, finish, opening, tokens
 from tests.rpc.running_server import RunningServer, StartServer
 from tests.rpc.stream_call import WAIT_S, StreamCall
 
@@ -70,6 +68,50 @@ async def test_keys_are_rotated_without_a_restart(
     async with await begun(server, new) as after:
         assert (await after.run()).summary
     assert old not in caplog.text
+
+
+async def test_a_call_for_many_streams_outlives_its_credential(start_server: StartServer, file: AccessFile) -> None:
+    server = await start_server(access_file=file.write(), reload_interval_s=0.05)
+    async with ManyCall(caller(server, ACME_KEY)) as call:
+        await call.send((1, opening()))
+        await call.read_until(call.has_judged_prompts(1))
+        (key,) = (key for key in file.keys if key["id"] == "acme-1")
+        file.keys.remove(key)
+        file.write()
+        await until(server, ACME_KEY, is_let_in=False)
+        await call.send((2, opening()), (1, tokens(answer_ids(5))), (1, finish()))
+        await call.read_until(call.has_ended(1, 2))
+        assert call.errors[2].code == grpc.StatusCode.UNAUTHENTICATED.value[0]
+        assert call.errors[2].reason == "INVALID_CREDENTIAL"
+        assert len(call.received[1].verdicts) == 5  # who is in, stays in
+        file.keys.append(key)
+        file.write()
+        await until(server, ACME_KEY, is_let_in=True)
+        await call.send((3, opening()), (3, finish()))
+        await call.read_until(call.has_ended(3))
+        assert call.summary(3)
+
+
+async def test_a_tenant_that_comes_back_has_one_limit_for_all_its_calls(
+    start_server: StartServer, file: AccessFile
+) -> None:
+    server = await start_server(access_file=file.write(), reload_interval_s=0.05)
+    acme = caller(server, ACME_KEY)
+    async with ManyCall(acme) as call:
+        await call.send((1, opening()), (1, finish()))
+        await call.read_until(call.has_ended(1))
+        tenants, keys = file.tenants, file.keys
+        file.tenants = {name: limits for name, limits in tenants.items() if name != "acme"}
+        file.keys = [key for key in keys if key["tenant"] != "acme"]
+        file.write()
+        await until(server, ACME_KEY, is_let_in=False)
+        file.tenants, file.keys = {**tenants, "acme": {"max_streams": 1}}, keys
+        file.write()
+        await until(server, ACME_KEY, is_let_in=True)
+        async with await begun(server, ACME_KEY):
+            await call.send((2, opening()))
+            await call.read_until(call.has_ended(2))
+            assert call.errors[2].reason == "TENANT_STREAMS"
 
 
 async def test_a_mistake_leaves_everything_as_it_was(

@@ -190,6 +190,27 @@ current_usage: ContextVar[TenantUsage | None] = ContextVar("current_usage", defa
 _ANYBODY = Tenant("")
 
 
+identify_caller: ContextVar[Callable[[], TenantUsage] | None] = ContextVar("identify_caller", default=None)
+"""Asks anew who makes the call that is being served; None where everybody is let in."""
+
+
+def renewed_usage(usage: TenantUsage) -> TenantUsage:
+    """The usage that the caller's credential gives now, and its call has from now on; `usage` is what it had before.
+
+    For calls that may outlive a credential: it may have expired, or been taken away or given to another tenant.
+
+    Raises:
+        Unauthenticated: It is not valid any more.
+        PermissionDenied: It belongs to no tenant any more.
+    """
+    identify = identify_caller.get()
+    if identify is None:
+        return usage
+    renewed = identify()
+    current_usage.set(renewed)
+    return renewed
+
+
 def caller_usage() -> TenantUsage:
     """The usage of the tenant whose call is being served; where everybody is let in, one without limits."""
     return current_usage.get() or TenantUsage(_ANYBODY)

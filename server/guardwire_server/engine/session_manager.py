@@ -154,6 +154,8 @@ class SessionManager:
     async def probe(self) -> None:
         """Judges one token of a sequence of its own: returns when the whole way through the device works.
 
+        It is read as a prompt's end: what is read as an answer's token counts as a caller's.
+
         Raises:
             RequestError: When the step failed or the device is lost.
         """
@@ -161,7 +163,7 @@ class SessionManager:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._probes[seq_id] = future
         try:
-            for command in (OpenSequence(), ExtendSequence(array("i", (0,)), bytes((Read.RESPONSE,)))):
+            for command in (OpenSequence(), ExtendSequence(array("i", (0,)), bytes((Read.QUERY,)))):
                 self._thread.submit(self._engine, SequenceMessage(seq_id, command))
             await future
         finally:

@@ -129,7 +129,9 @@ class StreamEngine:
         self._on_events(results)
 
     def _append(self, step: TokenStep) -> None:
-        self._watch.arrived(step.seq_ids[0])
+        known = next((seq_id for seq_id in step.seq_ids if seq_id in self._seq_ids), None)
+        if known is not None:
+            self._watch.arrived(known)
         for seq_id, token_id in zip(*step, strict=True):
             if seq_id in self._seq_ids:
                 self._expected.discard(seq_id)

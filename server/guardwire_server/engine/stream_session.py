@@ -26,6 +26,7 @@ from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
+from guardwire_server.core.transitions import State
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.lag_samples import FollowedToken
 
@@ -94,6 +95,11 @@ class StreamSession:
     def has_updates(self) -> bool:
         """Whether an update waits."""
         return bool(self._updates)
+
+    @property
+    def hears(self) -> bool:
+        """Whether what the caller says still matters: the stream has not ended, and refused nothing."""
+        return self._end is None and (self._session.state is not State.CLOSING or self._session.wants_input)
 
     @property
     def is_held(self) -> bool:

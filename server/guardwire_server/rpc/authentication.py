@@ -4,14 +4,15 @@ Only `grpc.health.v1` answers anybody: the probes of orchestrators and load bala
 nothing but whether the server serves. Methods that this server does not have are refused as such, with or without a
 credential.
 
-A credential is looked at once, when a call begins: one that expires or is taken away later ends no open stream, whose
-life is bounded by `max_lifetime_s`.
+A credential is looked at when a call begins, and again for every stream that opens on a call for many: one that expires
+or is taken away later ends no open stream, whose life is bounded by `max_lifetime_s`, and opens no other.
 """
 
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -26,7 +27,7 @@ from guardwire_server.access.credentials import (
     certificate_name,
     read_bearer,
 )
-from guardwire_server.access.usage import Tenants, current_usage
+from guardwire_server.access.usage import Tenants, TenantUsage, current_usage, identify_caller
 from guardwire_server.core.errors import InvalidField, RequestError
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.rpc.caller import CURRENT_TENANT
@@ -103,7 +104,9 @@ class Authentication(grpc.aio.ServerInterceptor):
     async def _let_in(self, request: Any, parse: Parse | None, context: Context) -> Any:  # noqa: ANN401
         """Says who calls to all that the call does, and gives its request, parsed if it has one; or ends the call."""
         try:
-            usage = self._tenants.identify(_presented(context), datetime.now(UTC))
+            identify = partial(self._identify, _presented(context))
+            usage = identify()
+            identify_caller.set(identify)
             current_usage.set(usage)
             CURRENT_TENANT.set(usage.name)
             return request if parse is None else parse(request)
@@ -116,6 +119,10 @@ class Authentication(grpc.aio.ServerInterceptor):
         self._on_refusal(error)
         await context.abort_with_status(rpc_status.to_status(to_status(error)))
         raise AssertionError("a call that was aborted goes on")
+
+    def _identify(self, presented: PresentedCredentials) -> TenantUsage:
+        """Whose credentials these are now."""
+        return self._tenants.identify(presented, datetime.now(UTC))
 
 
 def _presented(context: Context) -> PresentedCredentials:

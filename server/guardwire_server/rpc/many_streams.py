@@ -5,7 +5,9 @@ tell goes into one message, and while that is being written the next one gathers
 ends no other.
 
 A stream that pushes faster than it is judged, or a caller who does not read, holds the whole call's input back: the
-streams of a call share its flow control.
+streams of a call share its flow control. A message may hold a lot of work, so between its requests others have a turn.
+
+The call may outlive its caller's credential, which is therefore asked for again by every stream that opens.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from functools import partial
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.access.metering import Meter
-from guardwire_server.access.usage import Place, TenantUsage
+from guardwire_server.access.usage import Place, TenantUsage, renewed_usage
 from guardwire_server.core.errors import RequestError
 from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, TokenVerdicts
 from guardwire_server.core.transitions import State, wrong_state
@@ -33,6 +35,10 @@ from guardwire_server.telemetry.server import ServerTelemetry
 MAX_RESPONSES, MAX_TOKENS = 1024, 65_536
 """Responses and tokens in one message (its last response may go beyond the latter). A token takes 18 bytes, packed up
 to 33, and a response without tokens under a kilobyte, which stays below the 4 MiB that gRPC lets a caller receive."""
+
+
+MAX_TURN_S = 0.01
+"""How long the requests of one message may keep the event loop at a time."""
 
 
 class ManyStreams:
@@ -73,9 +79,14 @@ class ManyStreams:
         Raises:
             InvalidField: If the packed part is malformed.
         """
+        self._reader.check_num_requests(len(message.requests))
+        turn_ends_s = self._manager.now_s() + MAX_TURN_S
         for item in message.requests:
             if (event := self._take_one(item)) is not None:
                 await self._open(self._streams[item.stream_id][0], event)
+            if self._manager.now_s() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = self._manager.now_s() + MAX_TURN_S
         if message.HasField("step"):
             self._packs = True
             step = self._reader.token_step(message.step)
@@ -121,13 +132,15 @@ class ManyStreams:
 
     def _take_one(self, item: pb.StreamRequest) -> OpenRequested | None:
         """Hands a stream its message, or returns it if it is the first one, which may take a while."""
+        known = self._streams.get(item.stream_id)
         try:
             event: CallerEvent = self._reader.stream_event(item.request)
-            self._meter.take_pushed(event)
+            if known is not None and known[0].hears:  # to count what goes nowhere would be work for nothing
+                self._meter.take_pushed(event)
         except RequestError as error:
             event = InputRefused(error)
         if isinstance(event, OpenRequested):
-            return event if item.stream_id in self._streams or self._admit(item.stream_id) else None
+            return event if known is not None or self._admit(item.stream_id) else None
         self._handle(item.stream_id, event)
         return None
 
@@ -178,6 +191,7 @@ class ManyStreams:
         """Opens a stream; False, and the caller is told, if that cannot be."""
         with contextlib.ExitStack() as undone:
             try:
+                self._renew_usage()
                 place = undone.enter_context(self._usage.admit_stream())
                 stream = self._manager.open(partial(self._note, stream_id), self._observe)
             except RequestError as error:
@@ -186,6 +200,12 @@ class ManyStreams:
             undone.pop_all()
         self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits), place
         return True
+
+    def _renew_usage(self) -> None:
+        """Asks again whose call this is."""
+        usage = renewed_usage(self._usage)
+        if usage is not self._usage:
+            self._usage, self._meter = usage, Meter(usage, self._manager.renderer)
 
     def _refuse(self, stream_id: int, error: RequestError) -> None:
         self._telemetry.calls.rejected(error, self._tenant)

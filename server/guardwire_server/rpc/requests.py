@@ -37,6 +37,10 @@ MAX_STEP_TOKENS = 16_384
 every one of them is an error, keeps others waiting for less than a second."""
 
 
+MAX_REQUESTS = 16_384
+"""Requests of one message of ModerateStreams. Handling them gives way to other calls, but parsing them does not."""
+
+
 class RequestReader:
     """Reads requests against a catalogue. Stateless; any thread."""
 
@@ -95,6 +99,16 @@ class RequestReader:
         raise InvalidField(
             "EMPTY_REQUEST", "request", "one of open, tokens, text, rollback, user_turn, finish is required"
         )
+
+    def check_num_requests(self, num_requests: int) -> None:
+        """Checks a message of ModerateStreams.
+
+        Raises:
+            InvalidField: It has too many requests.
+        """
+        if num_requests > MAX_REQUESTS:
+            message = f"{num_requests} requests in one message, the limit is {MAX_REQUESTS}"
+            raise InvalidField("TOO_MANY_REQUESTS", "requests", message)
 
     def token_step(self, step: pb.TokenStep) -> list[tuple[int, int]]:
         """The (stream id, token id) of a packed message.

@@ -30,6 +30,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 22) - 64
 """What fits into gRPC's 4 MiB with what a message adds; a larger request would end the call for every stream."""
 
+MAX_REQUESTS = 16_384
+"""Requests that a server takes in one message."""
+
 MAX_STEP_TOKENS = 16_384
 """Tokens that a server takes in one step."""
 
@@ -63,7 +66,8 @@ class _Message:
         num_packed = _num_last_tokens(waiting)
         while len(waiting) > num_packed:
             request = requests_of.message(waiting[0])
-            if not self._fits(request.ByteSize() + _ENVELOPE_BYTES):
+            is_full = len(self._message.requests) >= MAX_REQUESTS
+            if is_full or not self._fits(request.ByteSize() + _ENVELOPE_BYTES):
                 return False
             self._message.requests.add(stream_id=stream_id, request=request)
             stream.begun |= request.HasField("open")

@@ -1383,7 +1383,7 @@ class ModerateStreamsRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamRequest]:
-        """Taken in order; several of one stream are allowed."""
+        """Taken in order; several of one stream are allowed. At most 16,384, or the call ends with INVALID_ARGUMENT."""
 
     @_builtins.property
     def step(self) -> Global___TokenStep:
