@@ -50,7 +50,12 @@ def judge_words(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
     policy = request.policy or "default"
     if last.content == "gibberish":
         return pb.ClassifyResponse(
-            judged=False, action=pb.ACTION_BLOCK, reason=pb.DECISION_REASON_NOT_JUDGED, answer="?", policy=policy
+            judged=False,
+            action=pb.ACTION_BLOCK,
+            reason=pb.DECISION_REASON_NOT_JUDGED,
+            answer="?",
+            policy=policy,
+            enforced=policy != "observe",
         )
     risk = judge_text(last.content)
     is_answer = last.role == pb.ROLE_ASSISTANT
@@ -67,6 +72,7 @@ def judge_words(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         model=request.model or "fake-gen",
         model_revision="1",
         policy=policy,
+        enforced=policy != "observe",
         usage=pb.ClassifyUsage(
             num_prompt_tokens=9, num_answer_tokens=8, num_forward_passes=1, duration=Duration(nanos=1_500_000)
         ),

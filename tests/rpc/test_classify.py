@@ -37,6 +37,15 @@ def script(server: RunningServer, answer: str) -> None:
     server.gen_gate.substitute(ScriptedAnswer(server, answer))
 
 
+@pytest.mark.parametrize(("policy", "enforced"), [("default", True), ("strict", True), ("observe", False)])
+@pytest.mark.parametrize("answer", ["Safety: Unsafe\nCategories: Violent", "I do not know."])
+async def test_a_policy_that_only_observes(server: RunningServer, policy: str, enforced: bool, answer: str) -> None:
+    script(server, answer)
+    messages = [user(), assistant("With nails.")]
+    response = await server.stub.Classify(pb.ClassifyRequest(messages=messages, policy=policy))
+    assert (response.action, response.enforced) == (pb.ACTION_BLOCK, enforced)
+
+
 async def test_unsafe_prompt(server: RunningServer) -> None:
     script(server, "Safety: Unsafe\nCategories: Violent, Jailbreak")
     response = await server.stub.Classify(pb.ClassifyRequest(messages=[system("Be kind."), user()], policy="strict"))

@@ -17,6 +17,7 @@ from guardwire_server.access.usage import TenantUsage, caller_usage
 from guardwire_server.core.errors import InvalidField, RequestError
 from guardwire_server.core.events import InputEnded, InputRefused, OpenRequested, SequenceFailed
 from guardwire_server.core.observation import EngineLoad
+from guardwire_server.core.policy import Policy
 from guardwire_server.core.verdict import Role
 from guardwire_server.engine.classifier import Classification, Classifier
 from guardwire_server.engine.faults import internal_error
@@ -76,7 +77,7 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             with usage.admit_call():
                 result = await self._classifier.classify(messages, policy, _remaining_s(context))
             self._telemetry.classified(
-                _evaluation(result, messages[-1].role),
+                _evaluation(result, messages[-1].role, policy),
                 Evaluated(policy.name, model.name, tenant=tenant_name() or None),
                 num_prompt_tokens=result.num_prompt_tokens,
                 num_passes=result.num_passes,
@@ -238,7 +239,7 @@ def _remaining_s(context: Context) -> float | None:
     return remaining_s
 
 
-def _evaluation(result: Classification, role: Role) -> Evaluation:
+def _evaluation(result: Classification, role: Role, policy: Policy) -> Evaluation:
     """What an answered Classify call found, for telemetry: the first category that the model names counts."""
     answer = result.answer
     score = result.probabilities.of(answer.risk_level) if answer and result.probabilities else None
@@ -249,4 +250,5 @@ def _evaluation(result: Classification, role: Role) -> Evaluation:
         risk_level=answer.risk_level if answer else None,
         category=answer.categories[0] if answer and answer.categories else None,
         score=score,
+        enforced=not policy.observe_only,
     )

@@ -53,6 +53,13 @@ class Classification:
     model_revision: str
     policy: str
     usage: ClassifyUsage
+    enforced: bool
+    """False when the policy only observes: `action` is then what it would do."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the text must not be shown."""
+        return self.enforced and self.action is Action.BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,11 @@ class Decision:
     explanation: str
     enforced: bool
     """False when the stream or the policy only observes."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the text, from `cut_index` on, must not be shown."""
+        return self.enforced and self.action is Action.BLOCK
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import grpc
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
 from guardwire.convert.requests import Request
-from guardwire.enums import Action, InputKind, Role
+from guardwire.enums import InputKind, Role
 from guardwire.errors import InvalidRequest, broken_contract, invalid_request
 from guardwire.options import ModerateOptions
 from guardwire.results import Decision, RolledBack, StreamOpened, Summary, TokenVerdicts, Update
@@ -64,7 +64,7 @@ class StreamProtocol:
     @property
     def blocked(self) -> bool:
         """True while a BLOCK that is not only observed is in force."""
-        return any(decision.action is Action.BLOCK and decision.enforced for decision in self._decisions)
+        return any(decision.blocked for decision in self._decisions)
 
     def push(self, token_ids: Iterable[int]) -> list[Request]:
         """The requests that push these tokens: several when the server's limit on one message asks for it."""
