@@ -85,7 +85,7 @@ def test_tokens_beyond_the_rate() -> None:
     clock = Clock()
     tenant = usage(clock, tokens_per_s=10.0, burst_tokens=20)
     tenant.take_tokens(20, "tokens.token_ids")
-    with pytest.raises(Overloaded, match="more than 10 tokens a second, its limit") as raised:
+    with pytest.raises(Overloaded, match="20 tokens at once and 10 a second") as raised:
         tenant.take_tokens(5, "tokens.token_ids")
     assert (raised.value.reason, raised.value.retry_after_s) == ("TENANT_RATE", 0.5)
     clock.now_s += 0.5

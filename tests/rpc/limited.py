@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -75,5 +76,5 @@ async def opened(server: RunningServer) -> StreamCall:
 
 def assert_too_fast(failure: Failure, num_missing: int) -> None:
     assert (failure.code, failure.reason, failure.field) == (FULL, "TENANT_RATE", "")
-    assert "more than 0.001 tokens a second, its limit" in failure.message
+    assert re.search(r"the tenant's limits are \d+ tokens at once and 0.001 a second", failure.message)
     assert failure.retry_after_s == pytest.approx(num_missing / NEXT_TO_NOTHING, rel=0.01)

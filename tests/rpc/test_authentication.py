@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.access.credentials import MAX_AUTHORIZATION_BYTES
 from guardwire_server.access.rules import AccessRules
 from guardwire_server.rpc.server import MODERATION_SERVICE, REFLECTION_V1
 from tests.access.access_file import ACME_KEY, BETA_KEY, FORMER_KEY, AccessFile
@@ -137,12 +138,18 @@ async def test_refusals_come_before_any_request_is_looked_at(guarded: RunningSer
         assert await asyncio.wait_for(call.code(), WAIT_S) is REFUSED
 
 
-async def test_oversized_header(guarded: RunningServer) -> None:
-    """Ours begins where gRPC's own limit does, which lets some beyond it through."""
-    failure = await outcome(guarded.channel, METHODS[0], bearer("x" * 9000), b"")
-    assert failure
-    assert failure.code in (REFUSED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    assert "xxx" not in failure.message
+@pytest.mark.parametrize(
+    ("num_bytes", "reason"),
+    [(MAX_AUTHORIZATION_BYTES, "INVALID_CREDENTIAL"), (MAX_AUTHORIZATION_BYTES + 1, "MALFORMED_CREDENTIAL")],
+)
+async def test_large_credentials(guarded: RunningServer, num_bytes: int, reason: str) -> None:
+    """Every time: gRPC's own limit would refuse some of those that come near ours, and say that the server is full."""
+    credential = "x" * (num_bytes - len("Bearer "))
+    for _ in range(50):
+        failure = await outcome(guarded.channel, METHODS[0], bearer(credential), b"")
+        assert failure
+        assert (failure.code, failure.reason) == (REFUSED, reason)
+        assert "xxx" not in failure.message
 
 
 async def test_health_answers_anybody(guarded: RunningServer) -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from guardwire_server.core.errors import Unauthenticated
 
 MAX_AUTHORIZATION_BYTES = 8192
-"""Of the header: what gRPC lets through of all metadata together, unless the server is set up otherwise."""
+"""Of the header; gRPC is told to let through twice as much of all metadata together."""
 
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 """The grammar of RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1."""

@@ -135,8 +135,8 @@ class TenantUsage:
         """The error for tokens that could not be taken: says when so many can be, rounded up to milliseconds."""
         with self._bucket_lock:
             wait_s = self._bucket.wait_s(num_tokens, self._clock()) if self._bucket else 0.0
-        rate = self.limits.tokens_per_s
-        message = f"the tenant pushes more than {rate:g} tokens a second, its limit" if rate else "try again"
+        rate, burst = self.limits.tokens_per_s, self.limits.burst_tokens
+        message = f"the tenant's limits are {burst} tokens at once and {rate:g} a second" if rate else "try again"
         return Overloaded("TENANT_RATE", message, math.ceil(wait_s * 1000) / 1000)
 
     def _release_stream(self) -> None:

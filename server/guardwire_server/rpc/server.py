@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from guardwire.v1 import moderation_pb2, moderation_pb2_grpc
+from guardwire_server.access.credentials import MAX_AUTHORIZATION_BYTES
 from guardwire_server.core.errors import StartupError
 from guardwire_server.rpc.health import HealthMonitor
 from guardwire_server.rpc.service import ModerationService
@@ -29,6 +30,9 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # gRPC's default refuses calls at random from 8 KiB of metadata on; a credential alone may have as much.
+    ("grpc.max_metadata_size", 2 * MAX_AUTHORIZATION_BYTES),
+    ("grpc.absolute_max_metadata_size", 4 * MAX_AUTHORIZATION_BYTES),
     # With the bandwidth probe on, a caller that reads slowly makes gRPC queue megabytes per stream before a write
     # blocks; with these two it is tens of kilobytes.
     ("grpc.http2.bdp_probe", 0),
