@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import guardwire
+from guardwire.cli import main
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -16,6 +17,11 @@ def environment(**changes: str) -> dict[str, str]:
     source = str(Path(guardwire.__file__).parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", **changes}
+
+
+async def run_main(*arguments: str, target: str) -> int:
+    """Runs the command in this process, beside the fake server's event loop."""
+    return await asyncio.to_thread(main, [*arguments, "--target", target])
 
 
 async def run_python(*arguments: str, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:

@@ -96,10 +96,12 @@ class FakeServer(pb_grpc.ModerationServiceServicer):
         self.num_half_closed = 0  # calls with many streams
         self._changed = asyncio.Condition()
 
-    async def start(self) -> aio.Server:
+    async def start(self, credentials: grpc.ServerCredentials | None = None) -> aio.Server:
         server = aio.server()
         pb_grpc.add_ModerationServiceServicer_to_server(self, server)
-        self.target = f"localhost:{server.add_insecure_port('localhost:0')}"
+        address = "localhost:0"
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        self.target = f"localhost:{port}"
         await server.start()
         return server
 

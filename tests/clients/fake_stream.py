@@ -55,7 +55,7 @@ def judge_words(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
             reason=pb.DECISION_REASON_NOT_JUDGED,
             answer="?",
             policy=policy,
-            enforced=policy != "observe",
+            observed_only=policy == "observe",
         )
     risk = judge_text(last.content)
     is_answer = last.role == pb.ROLE_ASSISTANT
@@ -72,7 +72,7 @@ def judge_words(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         model=request.model or "fake-gen",
         model_revision="1",
         policy=policy,
-        enforced=policy != "observe",
+        observed_only=policy == "observe",
         usage=pb.ClassifyUsage(
             num_prompt_tokens=9, num_answer_tokens=8, num_forward_passes=1, duration=Duration(nanos=1_500_000)
         ),

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -14,13 +12,9 @@ from google.rpc import error_details_pb2
 
 from guardwire.cli import main
 from guardwire.v1 import moderation_pb2 as pb
+from tests.clients.command import run_main as run
 from tests.clients.command import run_python
 from tests.clients.fake_server import Failure, FakeServer
-
-
-async def run(*arguments: str, target: str) -> int:
-    """Runs the command in this process, beside the fake server's event loop."""
-    return await asyncio.to_thread(main, [*arguments, "--target", target])
 
 
 def give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -46,6 +40,28 @@ async def test_the_exit_code_is_the_action(
 ) -> None:
     assert await run("classify", text, target=target) == code
     assert ("not judged" in capsys.readouterr().out) == (text == "gibberish")
+
+
+async def test_what_a_policy_only_observes_is_no_block(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("classify", "a bomb", "--policy", "observe", target=target) == 0
+    assert "action         BLOCK (the rule of the word) (only observed)\n" in capsys.readouterr().out
+    assert await run("classify", "hello", "--policy", "observe", target=target) == 0
+    assert "action         ALLOW (the rule of the word)\n" in capsys.readouterr().out
+    assert await run("classify", "a bomb", "--policy", "observe", "--json", target=target) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["action"], document["enforced"]) == ("block", False)
+    assert await run("classify", "a bomb", "--json", target=target) == 3
+    assert json.loads(capsys.readouterr().out)["enforced"] is True
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+async def test_what_was_not_judged_is_not_allowed(
+    how: list[str], target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await run("classify", "gibberish", "--policy", "observe", *how, target=target) == 1
+    captured = capsys.readouterr()
+    assert captured.out
+    assert captured.err == "guardwire: error: the text was not judged\n"
 
 
 async def test_classify_for_programs(target: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,26 +94,6 @@ async def test_where_the_text_comes_from(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["classify", "x", "--file", "y"], "TEXT or --file, not both"),
-        (["classify", "--file", "/nowhere/at/all"], "cannot read /nowhere/at/all: No such file"),
-        (["classify", "x", "--role", "assistant"], "give --prompt too"),
-        (["classify", "x", "--role", "user", "--prompt", "y"], "does not go with --role user"),
-        (["classify", "x", "--messages-file", "y"], "is the whole conversation"),
-        (["classify", "\udcff"], "is not Unicode text"),
-    ],
-)
-def test_input_that_cannot_be_used(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("guardwire: error: ")
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "is not JSON"),
@@ -115,13 +111,6 @@ def test_a_messages_file_that_cannot_be_used(
     assert message in capsys.readouterr().err
 
 
-def test_no_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    give(monkeypatch, "")
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    assert main(["classify"]) == 1
-    assert "no text" in capsys.readouterr().err
-
-
 async def test_errors_are_one_line(fake: FakeServer, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     details = (
         error_details_pb2.ErrorInfo(domain="guardwire", reason="FULL"),
@@ -136,72 +125,6 @@ async def test_errors_are_one_line(fake: FakeServer, target: str, capsys: pytest
             f"guardwire: error: {target}: the server is full "
             "(RESOURCE_EXHAUSTED, FULL, field policy, retry after 2 s, request id r-1)\n"
         )
-
-
-@pytest.mark.parametrize("how", ["tokens", "text"])
-async def test_moderate_shows_every_token_and_the_cut(
-    target: str, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["moderate", "--prompt", "hello", "the héllo bomb boom sky", *(["--text"] if how == "text" else [])]
-    assert await run(*arguments, target=target) == 3
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "prompt    safe"
-    assert [line.split() for line in lines[1:5]] == [
-        ["0", "safe", "0.750", '"the"'],
-        ["1", "safe", "0.750", '"', 'héllo"'],
-        ["2", "unsafe", "0.750", "violent", '"', 'bomb"'],
-        ["3", "unsafe", "0.750", "violent", '"', 'boom"'],
-    ]
-    rest = lines[-3:]
-    assert rest[0] == "decision  BLOCK the answer at token 3: two in a row"
-    assert rest[1] == 'keep      "the héllo"'
-    assert rest[2].startswith("summary   blocked, answer unsafe, action BLOCK, ")
-
-
-async def test_moderate_goes_on_when_asked_to(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await run("moderate", "--prompt", "hello", "bomb boom sky", "--all", target=target) == 3
-    assert "summary   finished, answer unsafe, action BLOCK, 3 tokens: 1 safe" in capsys.readouterr().out
-    assert await run("moderate", "--prompt", "hello", "bomb boom sky", "--observe-only", target=target) == 3
-    assert "(only observed)" in capsys.readouterr().out
-    assert await run("moderate", "--prompt", "hello", "the sky", target=target) == 0
-
-
-async def test_moderate_tells_of_a_blocked_prompt(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await run("moderate", "--prompt", "bomb", "the sky", target=target) == 3
-    out = capsys.readouterr().out
-    assert "prompt    unsafe, violent" in out
-    assert "decision  BLOCK the prompt: two in a row" in out
-    assert 'keep      ""' in out
-
-
-async def test_moderate_for_programs(
-    fake: FakeServer, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake.drains = True
-    conversation = tmp_path / "conversation.json"
-    conversation.write_text('[{"role": "user", "content": "hello"}]', encoding="utf-8")
-    answer = tmp_path / "answer"
-    answer.write_text("the bomb boom", encoding="utf-8")
-    arguments = ["moderate", "--messages-file", str(conversation), "--file", str(answer), "--json", "--text"]
-    assert await run(*arguments, target=target) == 3
-    lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["type"] for line in lines] == [
-        "prompt_verdict",
-        "draining",
-        *["token_verdict"] * 3,
-        "decision",
-        "summary",
-    ]
-    assert [line["text"] for line in lines[2:5]] == ["the", " bomb", " boom"]
-    assert (lines[3]["risk_level"], lines[3]["category"], lines[3]["text_end_offset"]) == ("unsafe", "violent", 8)
-    assert (lines[5]["action"], lines[5]["kept"], lines[5]["role"]) == ("block", "the", "assistant")
-    assert lines[1]["deadline"].startswith("2027-")
-
-
-async def test_control_tokens_in_the_answer_are_text(fake: FakeServer, target: str) -> None:
-    assert await run("moderate", "--prompt", "hello", "sky <|im_end|>", target=target) == 0
-    pushed = [token_id for request in fake.requests for token_id in request.tokens.token_ids]
-    assert pushed[1:] == [0]
 
 
 async def test_info(target: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,15 +149,6 @@ async def test_info_of_a_server_that_tells_no_version_of_its_policies(
     assert "version" not in capsys.readouterr().out
 
 
-async def test_missing_packages_are_named(
-    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert await run("moderate", "--prompt", "hello", "sky", target=target) == 1
-    assert "guardwire[cli]" in capsys.readouterr().err
-    assert await run("moderate", "--prompt", "hello", "sky", "--text", target=target) == 0
-
-
 async def test_colours_on_a_terminal_only(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -252,22 +166,6 @@ async def test_colours_on_a_terminal_only(target: str, monkeypatch: pytest.Monke
         outputs.append(terminal.getvalue())
     assert "\x1b[31mlabel          unsafe\x1b[0m" in outputs[0]
     assert "\x1b" not in outputs[1]
-
-
-@pytest.mark.parametrize("arguments", [[], ["classify", "--nonsense"], ["moderate", "x"], ["classify", "--role", "x"]])
-def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: guardwire" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["moderate", "--help"], ["info", "--help"]])
-def test_help_tells_the_exit_codes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
-    assert "3  the policy decided BLOCK" in capsys.readouterr().out
 
 
 async def test_as_a_process(target: str) -> None:

@@ -273,7 +273,7 @@ def test_arguments_out_of_bounds(argument: str, message: str, capsys: pytest.Cap
     ],
 )
 def test_loads_that_cannot_be(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["load", "--target", "localhost:1", *arguments]) == 1
+    assert main(["load", "--target", "localhost:1", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

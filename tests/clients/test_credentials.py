@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
-from guardwire import AsyncClient, Client, tls_credentials
+from guardwire import AsyncClient, Client, InvalidRequest, tls_credentials
 from guardwire.cli import main
 from guardwire.credentials import read_api_key
 from tests.clients.command import run_python
 from tests.clients.fake_server import FakeServer
+from tests.rpc.certificates import Authority
 
 KEY = "gw_0123456789abcdef"
 
@@ -71,8 +75,9 @@ async def test_no_key(fake: FakeServer, target: str) -> None:
 @pytest.mark.parametrize("key", UNSENDABLE)
 def test_key_that_cannot_be_sent_is_refused_and_not_repeated(key: str, tmp_path: Path) -> None:
     for make in (AsyncClient, Client):
-        with pytest.raises(ValueError, match="api_key: must be one word") as raised:
+        with pytest.raises(InvalidRequest, match="api_key: must be one word") as raised:
             make("localhost:1", api_key=key)
+        assert raised.value.field == "api_key"
         assert not key or key not in str(raised.value)
 
 
@@ -80,18 +85,82 @@ def test_key_that_cannot_be_sent_is_refused_and_not_repeated(key: str, tmp_path:
 def test_file_that_holds_no_key(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="does not hold a key") as raised:
+    with pytest.raises(InvalidRequest, match="does not hold a key") as raised:
         read_api_key(path)
     assert str(path) in str(raised.value)
     assert raised.value.__cause__ is None
 
 
 def test_half_a_client_certificate(tmp_path: Path) -> None:
-    for half in ({"cert_file": tmp_path / "x"}, {"key_file": tmp_path / "x"}):
-        with pytest.raises(ValueError, match="both or neither"):
-            tls_credentials(**half)
-    with pytest.raises(FileNotFoundError):
-        tls_credentials(ca_file=tmp_path / "x")
+    for given, missing in (("cert_file", "key_file"), ("key_file", "cert_file")):
+        with pytest.raises(InvalidRequest, match="both or neither") as raised:
+            tls_credentials(**{given: tmp_path / "x"})
+        assert raised.value.field == missing
+
+
+@dataclass(frozen=True)
+class PemFiles:
+    """Good files, to be replaced one at a time."""
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+
+
+@pytest.fixture
+def pem_files(tmp_path: Path) -> PemFiles:
+    authority = Authority("files")
+    own = authority.issue("caller")
+    files = PemFiles(*(tmp_path / name for name in ("ca.crt", "tls.crt", "tls.key")))
+    files.ca_file.write_bytes(authority.certificate)
+    files.cert_file.write_bytes(own.certificate)
+    files.key_file.write_bytes(own.private_key)
+    return files
+
+
+@pytest.mark.parametrize("argument", ["ca_file", "cert_file", "key_file"])
+def test_tls_file_that_cannot_be_used(argument: str, pem_files: PemFiles, tmp_path: Path) -> None:
+    good = dataclasses.asdict(pem_files)
+    assert isinstance(tls_credentials(**good), grpc.ChannelCredentials)
+    other = pem_files.ca_file if argument == "key_file" else pem_files.key_file
+    what = "private key" if argument == "key_file" else "certificate"
+    binary = tmp_path / "der"
+    binary.write_bytes(b"\x30\x82\x01\xff")
+    for path, message in (
+        (tmp_path / "nothere.crt", "cannot read {}: No such file or directory"),
+        (tmp_path, "cannot read {}: Is a directory"),
+        (binary, f"{{}} holds no {what} in PEM form"),
+        (other, f"{{}} holds no {what} in PEM form"),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            tls_credentials(**(good | {argument: path}))
+        assert raised.value.message == f"{argument}: {message.format(path)}"
+        assert raised.value.field == argument
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMII=\n",
+        b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMII=\n",
+    ],
+)
+def test_key_that_asks_for_a_passphrase(content: bytes, pem_files: PemFiles) -> None:
+    pem_files.key_file.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=r"key_file: the key in .* is encrypted") as raised:
+        tls_credentials(**dataclasses.asdict(pem_files))
+    assert raised.value.field == "key_file"
+
+
+async def test_command_names_the_flag_of_a_file(pem_files: PemFiles, capfd: pytest.CaptureFixture[str]) -> None:
+    ca, cert, key = (str(path) for path in dataclasses.astuple(pem_files))
+    for flags, message in (
+        (["--tls-ca", key], f"--tls-ca: {key} holds no certificate in PEM form"),
+        (["--tls-cert", key, "--tls-key", key], f"--tls-cert: {key} holds no certificate in PEM form"),
+        (["--tls-cert", cert, "--tls-key", ca], f"--tls-key: {ca} holds no private key in PEM form"),
+    ):
+        assert await asyncio.to_thread(main, ["info", "--target", "localhost:1", *flags]) == 1
+        assert capfd.readouterr().err == f"guardwire: error: {message}\n"  # and nothing of gRPC's
 
 
 async def test_commands_key_from_the_environment(
@@ -119,10 +188,8 @@ def test_command_does_not_take_a_key_as_an_argument(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--api-key-file", "/nowhere/at/all"], "cannot read /nowhere/at/all: No such file"),
-        (["--tls-ca", "/nowhere/at/all"], "cannot read /nowhere/at/all: No such file"),
-        (["--tls-cert", "/nowhere/at/all"], "--tls-cert and --tls-key: give both or neither"),
-        (["--tls-key", "/nowhere/at/all"], "--tls-cert and --tls-key: give both or neither"),
+        (["--api-key-file", "/nowhere/at/all"], "--api-key-file: cannot read /nowhere/at/all: No such file"),
+        (["--tls-ca", "/nowhere/at/all"], "--tls-ca: cannot read /nowhere/at/all: No such file"),
     ],
 )
 def test_files_that_the_command_cannot_use(
@@ -142,7 +209,7 @@ def test_key_that_the_command_cannot_send(
     monkeypatch.setenv("GUARDWIRE_API_KEY", key)
     assert main(["info"]) == 1
     error = capsys.readouterr().err
-    assert "must be one word" in error
+    assert "GUARDWIRE_API_KEY: must be one word" in error
     assert key not in error
 
 

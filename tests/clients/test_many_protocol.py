@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardwire import InvalidRequest, ModerateOptions, many_protocol
+from guardwire import ModerateOptions, many_protocol
 from guardwire.convert import requests
 from guardwire.convert.requests import Request, SingleToken
-from guardwire.many_protocol import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_WAITING_REQUESTS, ManyProtocol
+from guardwire.many_protocol import MAX_MESSAGE_BYTES, MAX_WAITING_REQUESTS, ManyProtocol
+from guardwire.request_size import MAX_REQUEST_BYTES
 from guardwire.v1 import moderation_pb2 as pb
 
 OPEN = requests.open_request("hello", ModerateOptions())
@@ -150,17 +151,16 @@ def test_a_full_message_leaves_the_rest_to_the_next() -> None:
     assert sizes == [2, 1, 1, 1]
 
 
-def test_a_request_that_no_message_can_carry_is_refused() -> None:
+def test_the_largest_request_fits_into_a_message() -> None:
     protocol = ManyProtocol()
     stream_id = begun(protocol)
-    with pytest.raises(InvalidRequest, match="too many for one message") as caught:
-        protocol.add(stream_id, [push(1), text(MAX_REQUEST_BYTES)])
-    assert caught.value.field == "text"
-    assert taken(protocol) == []
-    protocol.add(stream_id, [text(MAX_REQUEST_BYTES - 16)])
+    largest = text(MAX_REQUEST_BYTES - 10)
+    assert isinstance(largest, pb.ModerateStreamRequest)
+    assert largest.ByteSize() == MAX_REQUEST_BYTES
+    protocol.add(stream_id, [largest])
     message = protocol.take_message()
     assert message is not None
-    assert message.ByteSize() <= 4 * 1024 * 1024
+    assert MAX_REQUEST_BYTES < message.ByteSize() <= 4 * 1024 * 1024
 
 
 def test_leaving_drops_what_waits_and_asks_for_the_end() -> None:

@@ -37,13 +37,13 @@ def script(server: RunningServer, answer: str) -> None:
     server.gen_gate.substitute(ScriptedAnswer(server, answer))
 
 
-@pytest.mark.parametrize(("policy", "enforced"), [("default", True), ("strict", True), ("observe", False)])
+@pytest.mark.parametrize(("policy", "observes"), [("default", False), ("strict", False), ("observe", True)])
 @pytest.mark.parametrize("answer", ["Safety: Unsafe\nCategories: Violent", "I do not know."])
-async def test_a_policy_that_only_observes(server: RunningServer, policy: str, enforced: bool, answer: str) -> None:
+async def test_a_policy_that_only_observes(server: RunningServer, policy: str, observes: bool, answer: str) -> None:
     script(server, answer)
     messages = [user(), assistant("With nails.")]
     response = await server.stub.Classify(pb.ClassifyRequest(messages=messages, policy=policy))
-    assert (response.action, response.enforced) == (pb.ACTION_BLOCK, enforced)
+    assert (response.action, response.observed_only) == (pb.ACTION_BLOCK, observes)
 
 
 async def test_unsafe_prompt(server: RunningServer) -> None:

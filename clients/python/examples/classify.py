@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from guardwire import Action, AsyncClient, Overloaded
+from guardwire import AsyncClient, Overloaded
 
 CONVERSATION = [
     ("user", "How do I build a bomb?"),
@@ -21,7 +21,7 @@ async def main(target: str) -> None:
             return
     label = verdict.risk_level.name if verdict.risk_level else "not judged"
     print(f"{label}, {', '.join(category.name for category in verdict.categories) or 'no category'}")
-    print("Do not show it." if verdict.action is Action.BLOCK else "Show it.")
+    print("Do not show it." if verdict.blocked else "Show it.")
 
 
 if __name__ == "__main__":

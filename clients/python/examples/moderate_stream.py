@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 
-from guardwire import Action, AsyncClient, AsyncModerateStream, Decision, InputKind, RiskLevel, TokenVerdicts
+from guardwire import AsyncClient, AsyncModerateStream, Decision, InputKind, RiskLevel, TokenVerdicts
 
 PROMPT = "Tell me about fireworks."
 ANSWER = "Fireworks light up the sky. To hurt people, build a bomb boom boom and blow up the station."
@@ -40,7 +40,7 @@ async def show(stream: AsyncModerateStream, pushed: bytearray) -> None:
                 if verdict.risk_level is RiskLevel.SAFE and verdict.text_end_offset is not None:
                     print(pushed[shown : verdict.text_end_offset].decode(errors="ignore"), end="", flush=True)
                     shown = verdict.text_end_offset
-        elif isinstance(update, Decision) and update.action is Action.BLOCK:
+        elif isinstance(update, Decision) and update.blocked:
             print(f"\n[cut: {update.explanation}]", end="")
     print()
 

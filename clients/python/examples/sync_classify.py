@@ -2,7 +2,7 @@
 
 import sys
 
-from guardwire import Action, Client
+from guardwire import Client
 
 
 def main(target: str) -> None:
@@ -10,7 +10,7 @@ def main(target: str) -> None:
     with Client(target) as client:
         verdict = client.classify("What is the capital of France?")
     label = verdict.risk_level.name if verdict.risk_level else "not judged"
-    print(f"{label}: {'refuse' if verdict.action is Action.BLOCK else 'answer'}")
+    print(f"{label}: {'refuse' if verdict.blocked else 'answer'}")
 
 
 if __name__ == "__main__":

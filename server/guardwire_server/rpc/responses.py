@@ -109,7 +109,7 @@ def classify_response(result: Classification, model: ServedModel, policy: Policy
         model=model.name,
         model_revision=model.revision,
         policy=policy.name,
-        enforced=not policy.observe_only,
+        observed_only=policy.observe_only,
         usage=pb.ClassifyUsage(
             num_prompt_tokens=result.num_prompt_tokens,
             num_answer_tokens=result.num_answer_tokens,

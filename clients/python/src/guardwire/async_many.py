@@ -40,7 +40,7 @@ class AsyncManyStreams:
             The stream, to be used as `async with` or with `await`, while the call is entered.
 
         Raises:
-            InvalidRequest: The conversation has none of the accepted forms.
+            InvalidRequest: The conversation has none of the accepted forms, or is larger than a server takes.
             TypeError: An option does not exist.
         """
         protocol = StreamProtocol(messages, ModerateOptions(**options))

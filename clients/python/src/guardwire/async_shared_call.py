@@ -93,11 +93,7 @@ class SharedCall:
             await self._room.wait()
 
     def send(self, stream_id: int, requests: list[Request]) -> None:
-        """Takes a stream's next requests, to be written with what else gathers; drops them when it is over.
-
-        Raises:
-            InvalidRequest: One of them is too large for a call that others share.
-        """
+        """Takes a stream's next requests, to be written with what else gathers; drops them when it is over."""
         self._protocol.add(stream_id, requests)
         self._to_write.set()
 
@@ -179,11 +175,7 @@ class SharedCallStream:
         """Adds requests to the next message; waits only while too many of this stream's wait already."""
         async with self._sending:
             await self._call.wait_room(self._stream_id)
-            requests = build()
-            try:
-                self._call.send(self._stream_id, requests)
-            except GuardwireError as error:
-                self._fail(error)  # the stream counts them as sent: it cannot go on
+            self._call.send(self._stream_id, build())
 
     async def leave(self) -> None:
         """Lets the server finish the stream, and drops what still comes for it."""

@@ -7,23 +7,25 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 from guardwire import cli_classify, cli_info, cli_load, cli_moderate
-from guardwire.cli_connection import add_connection_arguments, connect
-from guardwire.cli_input import InputError
+from guardwire.cli_connection import add_connection_arguments, connect, description
+from guardwire.cli_input import InputError, UsageError
 from guardwire.cli_output import Screen
 from guardwire.client import Client
 from guardwire.errors import GuardwireError
 
 EXIT_ERROR = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 _EPILOG = """\
 exit codes:
-  0  allowed, or flagged only
-  1  an error: nothing can be said about the text
+  0  allowed, or flagged only; also a BLOCK that is only observed
+  1  an error, or the text was not judged: nothing can be said about it
   2  the command line is wrong
-  3  the policy decided BLOCK
+  3  the policy decided BLOCK, and enforces it
 """
 
 _Command = Callable[[Client, argparse.Namespace, Screen], int]
@@ -42,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with connect(arguments) as client:
             return command(client, arguments, Screen(sys.stdout))
+    except UsageError as error:
+        return _fail(str(error), EXIT_USAGE)
     except InputError as error:
         return _fail(str(error))
     except GuardwireError as error:
-        return _fail(f"{arguments.target}: {_describe(error)}")
+        return _fail(f"{arguments.target}: {description(error, arguments)}")
     except BrokenPipeError:  # whoever read the output has gone; the interpreter must not try to flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
@@ -60,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"guardwire {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (cli_classify, cli_moderate, cli_info, cli_load):
         command = module.add_arguments(commands)
@@ -71,15 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _describe(error: GuardwireError) -> str:
-    facts = [error.code.name]
-    facts += [error.reason] if error.reason else []
-    facts += [f"field {error.field}"] if error.field else []
-    facts += [f"retry after {error.retry_after_s:g} s"] if error.retry_after_s is not None else []
-    facts += [f"request id {error.request_id}"] if error.request_id else []
-    return f"{error.message} ({', '.join(facts)})"
+def _version() -> str:
+    try:
+        return metadata.version("guardwire")
+    except metadata.PackageNotFoundError:
+        return "of unknown version: it is not installed"
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = EXIT_ERROR) -> int:
     print(f"guardwire: error: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_ERROR
+    return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from guardwire.enums import InputKind, Role
+from guardwire.enums import InputKind
 from guardwire.results import Decision, TokenVerdict
 from guardwire.stream import ModerateStream
 from guardwire.tokenizer import fingerprint
@@ -29,7 +29,7 @@ class Feed(Protocol):
         ...
 
     def kept(self, decision: Decision) -> str:
-        """The text before the place where a decision cuts."""
+        """The text before the place where a decision on the answer cuts."""
         ...
 
 
@@ -66,7 +66,7 @@ class TokenFeed:
 
     def kept(self, decision: Decision) -> str:
         """Up to the end of the last token before the cut."""
-        if decision.role is Role.USER or decision.cut_index == 0:
+        if decision.cut_index == 0:
             return ""
         return self._answer[: self._ends[decision.cut_index - 1]]
 

@@ -12,7 +12,11 @@ from guardwire.conversation import Message, as_messages
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; the message says why."""
+    """What the user gave cannot be used, or not judged; the message says why."""
+
+
+class UsageError(InputError):
+    """The command line is wrong: its arguments do not go together, or one is missing."""
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -30,16 +34,17 @@ def read_text(arguments: argparse.Namespace) -> str:
     """The text from TEXT, --file or standard input; a line break at the end of the latter two is not part of it.
 
     Raises:
-        InputError: There is none, there are two, or it cannot be read.
+        UsageError: There is none, or there are two.
+        InputError: It cannot be read.
     """
     if arguments.file is not None:
         if arguments.text is not None:
-            raise InputError("give TEXT or --file, not both")
+            raise UsageError("give TEXT or --file, not both")
         return read_file(arguments.file).removesuffix("\n")
     if arguments.text not in (None, "-"):
         return str(arguments.text)
     if sys.stdin.isatty():
-        raise InputError("no text: give TEXT, --file or something on standard input")
+        raise UsageError("no text: give TEXT, --file or something on standard input")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from guardwire.cli_arguments import number
 from guardwire.cli_connection import connect_async
-from guardwire.cli_input import InputError
+from guardwire.cli_input import InputError, UsageError
 from guardwire.cli_output import Screen
 from guardwire.client import Client
 from guardwire.enums import ModelKind
@@ -37,14 +37,14 @@ def add_arguments(commands: _SubParsersAction[argparse.ArgumentParser]) -> argpa
     """Adds the command."""
     summary = "send conversations at a steady rate and measure how long verdicts take"
     parser = commands.add_parser("load", help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG)
-    rate, seconds = _number(float, 10_000), _number(float, 86_400)
+    rate, seconds = number(float, 10_000), number(float, 86_400)
     for flag, convert, default, about in (
         ("--rate", rate, 2.0, "conversations a second, on average; they arrive at random"),
         ("--duration-s", seconds, 10.0, "for how many seconds they arrive"),
-        ("--tokens", _number(int, 1_000_000), 100, "tokens in each answer"),
+        ("--tokens", number(int, 1_000_000), 100, "tokens in each answer"),
         ("--tokens-per-s", rate, 20.0, "tokens a second of each answer"),
-        ("--chunk", _number(int, 1_000_000), 1, "tokens in a push"),
-        ("--max-streams", _number(int, 100_000), 1000, "streams open at once; more are counted as not started"),
+        ("--chunk", number(int, 1_000_000), 1, "tokens in a push"),
+        ("--max-streams", number(int, 100_000), 1000, "streams open at once; more are counted as not started"),
         ("--seed", int, 0, "another number gives other arrivals and tokens"),
     ):
         parser.add_argument(flag, type=convert, default=default, metavar="N", help=f"{about}; default: {default:g}")
@@ -70,31 +70,15 @@ def load(client: Client, arguments: argparse.Namespace, screen: Screen) -> int:
     return 0 if result.all_ended_well else EXIT_NOT_ALL_WELL
 
 
-def _number(kind: Callable[[str], float], maximum: float) -> Callable[[str], float]:
-    """What reads a number above 0 and up to a maximum."""
-
-    def convert(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = 0
-        if not 0 < number <= maximum:
-            what = "a whole number from 1" if kind is int else "a number above 0 and up"
-            raise argparse.ArgumentTypeError(f"must be {what} to {maximum:,}, not {text!r}")
-        return number
-
-    return convert
-
-
 def _schedule(arguments: argparse.Namespace) -> Schedule:
     if arguments.rate * arguments.duration_s > _MAX_CONVERSATIONS:
-        raise InputError(
+        raise UsageError(
             f"--rate times --duration-s is {arguments.rate * arguments.duration_s:,.0f} conversations: "
             f"at most {_MAX_CONVERSATIONS:,}"
         )
     arrivals_s = poisson_arrivals(arguments.rate, arguments.duration_s, arguments.seed)
     if not arrivals_s:
-        raise InputError("no conversation arrives in this time: raise --rate or --duration-s, or change --seed")
+        raise UsageError("no conversation arrives in this time: raise --rate or --duration-s, or change --seed")
     return Schedule(arrivals_s, Pace(arguments.tokens, arguments.tokens_per_s, arguments.chunk))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from guardwire.cli_classify import EXIT_BLOCK
 from guardwire.cli_feed import Feed, TextFeed, TokenFeed
 from guardwire.cli_input import InputError, add_text_arguments, read_messages, read_text
-from guardwire.cli_output import STYLES, Screen, as_json, quoted, words
+from guardwire.cli_output import ONLY_OBSERVED, STYLES, Screen, as_json, quoted, words
 from guardwire.client import Client
 from guardwire.conversation import Message
 from guardwire.enums import Action, RiskLevel, Role
@@ -39,15 +39,22 @@ def add_arguments(commands: _SubParsersAction[argparse.ArgumentParser]) -> argpa
 
 
 def moderate(client: Client, arguments: argparse.Namespace, screen: Screen) -> int:
-    """Runs the command; gives its exit code."""
+    """Runs the command; gives its exit code.
+
+    Raises:
+        InputError: There is no answer, or not all of it was judged and no BLOCK is enforced; what came is printed.
+    """
     if arguments.messages_file is not None:
         messages = read_messages(arguments.messages_file)
     else:
         messages = [Message(Role.USER, arguments.prompt)]
     answer = read_text(arguments)
+    if not answer.strip():  # as the server refuses a blank message of classify
+        raise InputError("there is no answer to judge: it is empty or blank")
     feed = TextFeed(answer) if arguments.as_text else _token_feed(client, answer)
     report = _JsonReport(screen, feed) if arguments.json else _Report(screen, feed)
     blocked = False
+    summary: Summary | None = None
     with client.moderate(
         messages,
         input=feed.kind,
@@ -62,8 +69,15 @@ def moderate(client: Client, arguments: argparse.Namespace, screen: Screen) -> i
         stream.finish()
         for update in stream:
             report.show(update)
-            blocked |= isinstance(update, Decision) and update.action is Action.BLOCK
-    return EXIT_BLOCK if blocked else 0
+            blocked |= isinstance(update, Decision) and update.blocked
+            summary = update if isinstance(update, Summary) else summary
+    if blocked:
+        return EXIT_BLOCK
+    if summary is None or summary.risk_level is None:
+        raise InputError("the answer was not judged")
+    if num_not_judged := _num_not_judged(summary):
+        raise InputError(f"{num_not_judged} tokens of the answer were not judged")
+    return 0
 
 
 def _token_feed(client: Client, answer: str) -> TokenFeed:
@@ -76,12 +90,19 @@ def _token_feed(client: Client, answer: str) -> TokenFeed:
         ) from None
 
 
+def _num_not_judged(summary: Summary) -> int:
+    num_judged = summary.num_safe_tokens + summary.num_controversial_tokens + summary.num_unsafe_tokens
+    return summary.num_tokens - num_judged
+
+
 class _Report:
     """Prints updates for people."""
 
     def __init__(self, screen: Screen, feed: Feed) -> None:
         self._screen = screen
         self._feed = feed
+        self._observed: set[Action] = set()
+        self._enforced: set[Action] = set()
 
     def show(self, update: Update) -> None:
         """Prints what there is to say about an update."""
@@ -109,16 +130,21 @@ class _Report:
     def _show_decision(self, decision: Decision) -> None:
         whose = "prompt" if decision.role is Role.USER else f"answer at token {decision.token_index}"
         why = f": {decision.explanation}" if decision.explanation else ""
-        observed = "" if decision.enforced else " (only observed)"
+        (self._enforced if decision.enforced else self._observed).add(decision.action)
+        observed = "" if decision.enforced else ONLY_OBSERVED
         self._screen.line(f"decision  {decision.action.name} the {whose}{why}{observed}", STYLES[decision.action])
-        self._screen.line(f"keep      {quoted(self._feed.kept(decision))}")
+        if decision.role is not Role.USER:
+            self._screen.line(f"keep      {quoted(self._feed.kept(decision))}")
 
     def _show_summary(self, summary: Summary) -> None:
         action = summary.action.name if summary.action else "none"
+        observed = ONLY_OBSERVED if summary.action in self._observed - self._enforced else ""
+        num_not_judged = _num_not_judged(summary)
+        not_judged = f", {num_not_judged} not judged" if num_not_judged else ""
         self._screen.line(
             f"summary   {words(summary.end_reason, 'ended')}, answer {words(summary.risk_level, 'not judged')}, "
-            f"action {action}, {summary.num_tokens} tokens: {summary.num_safe_tokens} safe, "
-            f"{summary.num_controversial_tokens} controversial, {summary.num_unsafe_tokens} unsafe, "
+            f"action {action}{observed}, {summary.num_tokens} tokens: {summary.num_safe_tokens} safe, "
+            f"{summary.num_controversial_tokens} controversial, {summary.num_unsafe_tokens} unsafe{not_judged}, "
             f"{summary.duration_s * 1000:.1f} ms"
         )
 
@@ -134,7 +160,8 @@ class _JsonReport(_Report):
                     piece = self._feed.next_piece(verdict)
                     self._screen.json({"type": "token_verdict", "text": piece, **as_json(verdict)})
             case Decision():
-                self._screen.json({"type": "decision", "kept": self._feed.kept(update), **as_json(update)})
+                kept = None if update.role is Role.USER else self._feed.kept(update)
+                self._screen.json({"type": "decision", "kept": kept, **as_json(update)})
             case _:
                 kind = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(update).__name__).lstrip("_")
                 self._screen.json({"type": kind, **as_json(update)})

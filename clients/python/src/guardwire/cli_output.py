@@ -21,6 +21,10 @@ STYLES: dict[RiskLevel | Action | None, str] = {
 }
 
 
+ONLY_OBSERVED = " (only observed)"
+"""Behind an action that nobody enforces."""
+
+
 class Screen:
     """Where lines go."""
 

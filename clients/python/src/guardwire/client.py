@@ -14,7 +14,9 @@ from guardwire.convert.server_info import server_info
 from guardwire.credentials import call_metadata
 from guardwire.enums import ModelKind
 from guardwire.options import ModerateKeywords, ModerateOptions
+from guardwire.request_size import check_size
 from guardwire.results import Classification
+from guardwire.server_address import check_target
 from guardwire.server_info import ServerInfo
 from guardwire.stream import ModerateStream
 from guardwire.stream_protocol import StreamProtocol
@@ -48,7 +50,8 @@ class Client:
         """Makes a client; nothing is sent yet.
 
         Args:
-            target: The server's address, `host:port` or any gRPC name such as `dns:///moderation:50051`.
+            target: The server's address, `host:port` without `http://`, or a gRPC name such as
+                `dns:///moderation:50051` or `unix:///run/guardwire.sock`.
             timeout_s: The deadline of every call that states none, and of opening a stream; None: no deadline.
             credentials: TLS credentials, as `guardwire.tls_credentials` makes them; None: plain text.
             api_key: The key or token that says who is calling, sent with every call as `authorization: Bearer …`;
@@ -58,8 +61,9 @@ class Client:
             tracer_provider: Whose spans the calls get, if OpenTelemetry's API is installed; None: the global one's.
 
         Raises:
-            ValueError: `api_key` is something that cannot be sent.
+            InvalidRequest: `target` is no such address, or `api_key` is something that cannot be sent.
         """
+        check_target(target)
         self._timeout_s = timeout_s
         self._begin = begin_calls(target, call_metadata(metadata, api_key), tracer_provider)
         options = list(channel_options)
@@ -84,6 +88,7 @@ class Client:
             GuardwireError: By kind; see `guardwire.errors`.
         """
         request = requests.classify_request(messages, model, policy)
+        check_size(request, "messages")
         with whole_call(self._begin("Classify")) as span:
             response = self._stub.Classify(request, timeout=self._deadline(timeout_s), metadata=span.metadata)
             return responses.classification(response)
@@ -102,7 +107,7 @@ class Client:
             The stream, to be used as `with`.
 
         Raises:
-            InvalidRequest: The conversation has none of the accepted forms.
+            InvalidRequest: The conversation has none of the accepted forms, or is larger than a server takes.
             TypeError: An option does not exist.
         """
         protocol = StreamProtocol(messages, ModerateOptions(**options))

@@ -18,17 +18,14 @@ from dataclasses import dataclass, field
 
 from guardwire.convert import requests as requests_of
 from guardwire.convert.requests import Request, SingleToken
-from guardwire.errors import invalid_request
 from guardwire.v1 import moderation_pb2 as pb
 
 MAX_WAITING_REQUESTS = 16
 """How many requests of one stream wait before its next push does: enough for what a step of a model makes of it."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Where a message is full, unless its only request is larger: a quarter of what a server takes."""
-
-MAX_REQUEST_BYTES = (1 << 22) - 64
-"""What fits into gRPC's 4 MiB with what a message adds; a larger request would end the call for every stream."""
+"""Where a message is full, unless its only request is larger: a quarter of what a server takes. Larger requests than a
+server takes never come here: they would end the call for every stream, and the stream's protocol has refused them."""
 
 MAX_REQUESTS = 16_384
 """Requests that a server takes in one message."""
@@ -135,19 +132,10 @@ class ManyProtocol:
         return stream is None or len(stream.waiting) < MAX_WAITING_REQUESTS
 
     def add(self, stream_id: int, requests: list[Request]) -> None:
-        """Takes a stream's next requests; drops them when it has ended or was left.
-
-        Raises:
-            InvalidRequest: One is larger than any message may be; none was taken.
-        """
+        """Takes a stream's next requests; drops them when it has ended or was left."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.left or not requests:
             return
-        for request in requests:
-            if not isinstance(request, SingleToken) and request.ByteSize() > MAX_REQUEST_BYTES:
-                kind = request.WhichOneof("request") or ""
-                message = f"{request.ByteSize()} bytes are too many for one message, at most {MAX_REQUEST_BYTES}"
-                raise invalid_request(message, kind)
         stream.waiting += requests
         self._waiting[stream_id] = None
 

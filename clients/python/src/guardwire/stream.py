@@ -99,7 +99,8 @@ class ModerateStream:
         """Pushes the answer's next tokens, in several messages where the server's limit asks for it.
 
         Raises:
-            InvalidRequest: Something is no token id, or the stream takes text or is finished; it goes on.
+            InvalidRequest: Something is no token id, a message would be larger than a server takes, or the stream takes
+                text or is finished; it goes on.
             GuardwireError: The stream failed.
         """
         self._send(lambda: self._protocol.push(token_ids))

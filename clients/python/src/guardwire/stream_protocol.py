@@ -20,10 +20,11 @@ import grpc
 
 from guardwire.conversation import Messages
 from guardwire.convert import requests, responses
-from guardwire.convert.requests import Request
+from guardwire.convert.requests import Request, SingleToken
 from guardwire.enums import InputKind, Role
 from guardwire.errors import InvalidRequest, broken_contract, invalid_request
 from guardwire.options import ModerateOptions
+from guardwire.request_size import check_size
 from guardwire.results import Decision, RolledBack, StreamOpened, Summary, TokenVerdicts, Update
 from guardwire.v1 import moderation_pb2 as pb
 
@@ -39,6 +40,7 @@ class StreamProtocol:
 
     def __init__(self, messages: Messages | None, options: ModerateOptions) -> None:
         self.open = requests.open_request(messages, options)
+        check_size(self.open, "open")
         self.opened: StreamOpened | None = None
         self.summary: Summary | None = None
         self.num_tokens = 0
@@ -72,7 +74,7 @@ class StreamProtocol:
         ids = requests.token_ids(token_ids, "tokens.token_ids")
         limit = (self.opened.limits.max_tokens_per_message if self.opened else 0) or len(ids) or 1
         chunks = [
-            requests.push_tokens(ids[start : start + limit], self.num_tokens + start)
+            _sendable(requests.push_tokens(ids[start : start + limit], self.num_tokens + start), "tokens")
             for start in range(0, len(ids), limit)
         ]
         self.num_tokens += len(ids)
@@ -81,7 +83,7 @@ class StreamProtocol:
     def push_text(self, text: str, flush: bool) -> list[Request]:
         """The request that pushes this text."""
         self._check_open(InputKind.TEXT, "text")
-        return [requests.push_text(text, flush)]
+        return [_sendable(requests.push_text(text, flush), "text")]
 
     def rollback(self, num_tokens_kept: int) -> list[Request]:
         """The request that forgets the newest tokens."""
@@ -102,7 +104,7 @@ class StreamProtocol:
     def user_turn(self, content: str | Iterable[int]) -> list[Request]:
         """The request that closes the answer and adds the user's message."""
         self._check_open(self._input, "user_turn")
-        request = requests.user_turn(content)
+        request = _sendable(requests.user_turn(content), "user_turn")
         self._answer_start = self.num_tokens
         self._turn += 1
         self._decisions = []
@@ -156,6 +158,13 @@ class StreamProtocol:
 
 def _is_forgotten(decision: Decision, num_tokens_kept: int) -> bool:
     return decision.role is Role.ASSISTANT and decision.token_index >= num_tokens_kept
+
+
+def _sendable(request: Request, field: str) -> Request:
+    """The request; raises InvalidRequest when it is larger than a server takes, before anything counts as sent."""
+    if not isinstance(request, SingleToken):
+        check_size(request, field)
+    return request
 
 
 def _misuse(message: str, field: str) -> InvalidRequest:

@@ -63,7 +63,7 @@ def classification(response: pb.ClassifyResponse) -> Classification:
             response.usage.num_forward_passes,
             seconds(response.usage.duration),
         ),
-        enforced=response.enforced,
+        enforced=not response.observed_only,
     )
 
 

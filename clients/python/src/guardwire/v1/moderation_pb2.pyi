@@ -529,7 +529,7 @@ class ClassifyResponse(_message.Message):
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
-    ENFORCED_FIELD_NUMBER: _builtins.int
+    OBSERVED_ONLY_FIELD_NUMBER: _builtins.int
     judged: _builtins.bool
     """False when the model's answer does not follow its grammar: then no risk level is given, and `action` is the
     policy's `on_error`.
@@ -552,8 +552,8 @@ class ClassifyResponse(_message.Message):
     """The model's revision: a commit of the hub, or a digest of its files."""
     policy: _builtins.str
     """The name of the policy that was applied."""
-    enforced: _builtins.bool
-    """False when the policy only observes: `action` is then what it would do."""
+    observed_only: _builtins.bool
+    """True when the policy only observes: `action` is then what it would do."""
     @_builtins.property
     def categories(self) -> _containers.RepeatedScalarFieldContainer[Global___Category.ValueType]:
         """The categories that the model names, in its order; empty when safe."""
@@ -584,11 +584,11 @@ class ClassifyResponse(_message.Message):
         model_revision: _builtins.str = ...,
         policy: _builtins.str = ...,
         usage: Global___ClassifyUsage | None = ...,
-        enforced: _builtins.bool = ...,
+        observed_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probabilities", b"probabilities", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "answer", b"answer", "categories", b"categories", "enforced", b"enforced", "explanation", b"explanation", "judged", b"judged", "model", b"model", "model_revision", b"model_revision", "policy", b"policy", "probabilities", b"probabilities", "reason", b"reason", "refusal", b"refusal", "risk_level", b"risk_level", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "answer", b"answer", "categories", b"categories", "explanation", b"explanation", "judged", b"judged", "model", b"model", "model_revision", b"model_revision", "observed_only", b"observed_only", "policy", b"policy", "probabilities", b"probabilities", "reason", b"reason", "refusal", b"refusal", "risk_level", b"risk_level", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
