@@ -13,6 +13,7 @@ from guardwire_server.access.load import load_access
 from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.policy_set import built_in_policies
+from guardwire_server.model.checkpoint import CheckpointKind, check_directory
 from guardwire_server.model.checkpoint_hub import local_checkpoint
 from guardwire_server.policy_file import load_policies
 from guardwire_server.rpc.server import check_address
@@ -40,13 +41,23 @@ def check_config(flags: Mapping[str, Any]) -> int:
 
 def check_files(config: ServerConfig) -> tuple[list[str], list[str]]:
     """Reads all files that settings name; what is in those that are right, and the mistakes in the others."""
-    facts, mistakes = [], []
-    for check in (_models, _policies, _access, _certificates):
+    facts: list[str | None] = []
+    mistakes: list[str] = []
+    for check in (_models, _policies, _access, _certificates, _ready_file):
         try:
             facts.append(check(config))
         except StartupError as error:
             mistakes.append(error.message)
-    return facts, mistakes
+    return [fact for fact in facts if fact], mistakes
+
+
+def rules_in_force(config: ServerConfig) -> list[str]:
+    """What policies, access rules and certificates say now, a line for each.
+
+    Raises:
+        StartupError: If a file is not as it must be.
+    """
+    return [_policies(config), _access(config), _certificates(config)]
 
 
 def check_before_loading(config: ServerConfig) -> None:
@@ -70,17 +81,25 @@ def _settings(config: ServerConfig) -> list[str]:
 
 
 def _models(config: ServerConfig) -> str:
-    return f"models: {_model('stream_model', config.stream_model)}; {_model('gen_model', config.gen_model)}"
+    facts, mistakes = [], []
+    for kind in CheckpointKind:
+        try:
+            facts.append(f"{kind.setting} {_model(kind, getattr(config, kind.setting))}")
+        except StartupError as error:
+            mistakes.append(f"{kind.setting}: {error.message}")
+    if mistakes:
+        raise StartupError("\n".join(mistakes))
+    return f"models: {'; '.join(facts)}"
 
 
-def _model(key: str, name: str) -> str:
+def _model(kind: CheckpointKind, name: str) -> str:
     if name in ("demo", "none"):
-        return f"{key} {name}"
-    try:
-        directory = local_checkpoint(name)
-    except StartupError as error:
-        raise StartupError(f"{key}: {error.message}") from None
-    return f"{key} in {directory}" if directory else f"{key} {name} of the hub, to be fetched at start"
+        return name
+    directory = local_checkpoint(name)
+    if directory is None:
+        return f"{name} of the hub, to be fetched at start"
+    check_directory(directory, kind)
+    return f"in {directory}"
 
 
 def _policies(config: ServerConfig) -> str:
@@ -111,3 +130,14 @@ def _certificates(config: ServerConfig) -> str:
     soon = ", which is soon" if files.not_after - now_s < EXPIRY_NOTICE_S else ""
     callers = "need a certificate" if files.client_authorities else "need no certificate"
     return f"TLS with {config.tls_cert}: valid until {date}{soon}; callers {callers}"
+
+
+def _ready_file(config: ServerConfig) -> str | None:
+    path = config.ready_file
+    if path is None:
+        return None
+    if path.is_dir():
+        raise StartupError(f"ready_file: {path} is a directory")
+    if not path.parent.is_dir():
+        raise StartupError(f"ready_file: {path} cannot be written: there is no directory {path.parent}")
+    return None

@@ -11,6 +11,9 @@ from guardwire_server.core.errors import StartupError
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 """What a server on this machine that listens everywhere is reached by."""
 
+_UNREACHED = ("Connection refused", "No route to host", "DNS")
+"""What gRPC says where nothing answers at an address; whatever wants TLS lets a connection begin and then closes it."""
+
 
 def own_target(config: ServerConfig) -> str:
     """Where the server with these settings answers for health on this machine.
@@ -40,7 +43,17 @@ def check_health(target: str, service: str, timeout_s: float) -> int:
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            print(f"{target}: {error.code().name}: {error.details()}", file=sys.stderr)
+            print(f"{target}: {_told(error, service)}", file=sys.stderr)
             return 1
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
     return 0 if response.status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+def _told(error: grpc.RpcError, service: str) -> str:
+    """A failure in words, with what may be behind it."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.NOT_FOUND:
+        return f"{code.name}: there is no service {service!r}; {details}"
+    if code is grpc.StatusCode.UNAVAILABLE and not any(told in details for told in _UNREACHED):
+        return f"{code.name}: {details}; does it want TLS, which this check does not speak? health_listen has none"
+    return f"{code.name}: {details}"

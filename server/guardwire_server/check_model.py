@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from guardwire import AsyncClient, ModelInfo, PromptVerdict, RiskProbabilities, Summary, TokenVerdicts
 from guardwire_server.app import local_server
-from guardwire_server.config import ServerConfig
+from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.loading_display import loading_display
 from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint
 
@@ -21,30 +21,29 @@ def check_model(path: str, *, device: str, dtype: str) -> None:
     """Checks a checkpoint and prints what it finds.
 
     Raises:
-        StartupError: If the checkpoint cannot be served; the message names the file and the key.
+        StartupError: If the checkpoint cannot be served, or the device or number format is none; the message names the
+            file and the key, or the setting.
     """
     checkpoint = open_checkpoint(path)
     is_stream = checkpoint.kind is CheckpointKind.STREAM
-    config, backbone = (
-        checkpoint.config,
-        f"{checkpoint.config.num_hidden_layers} layers, hidden {checkpoint.config.hidden_size}",
-    )
+    config = checkpoint.config
     print(
-        f"{checkpoint.name}: Qwen3Guard-{'Stream' if is_stream else 'Gen'} ({checkpoint.kind.value}), {backbone}, "
-        f"vocabulary {config.vocab_size}, context {checkpoint.max_context_tokens}"
+        f"{checkpoint.name}: {checkpoint.kind.family} ({checkpoint.kind.value}), {config.num_hidden_layers} layers, "
+        f"hidden {config.hidden_size}, vocabulary {config.vocab_size}, context {checkpoint.max_context_tokens}"
     )
     print(f"revision {checkpoint.revision}{', a demo checkpoint' if checkpoint.is_demo else ''}")
-    server_config = ServerConfig(
-        stream_model=path if is_stream else "none",
-        gen_model="none" if is_stream else path,
-        listen="127.0.0.1:0",
-        device=device,
-        dtype=dtype,
-        max_sessions=4,
-        max_classify_calls=4,
-        drain_delay_s=0.0,
-        grace_s=1.0,
-    )
+    flags = {
+        "stream_model": path if is_stream else "none",
+        "gen_model": "none" if is_stream else path,
+        "listen": "127.0.0.1:0",
+        "device": device,
+        "dtype": dtype,
+        "max_sessions": 4,
+        "max_classify_calls": 4,
+        "drain_delay_s": 0.0,
+        "grace_s": 1.0,
+    }
+    server_config = load_config(flags, environment={})
     asyncio.run(_judge_examples(server_config, is_stream=is_stream))
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from guardwire_server.config_mistakes import describe
 from guardwire_server.core.errors import StartupError
 from guardwire_server.settings_file import read_mapping
 
@@ -30,7 +31,9 @@ MAX_SECONDS, MAX_COUNT = 1e9, 2**31 - 1
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 _FOREIGN_VARIABLE = re.compile(r"config|target|api_key|(port|service)(_.*)?")
 """Variables with our prefix that are no settings: `--config`, the client's target and key, and what Kubernetes sets in
@@ -53,8 +56,8 @@ class ServerConfig(BaseModel):
         default=None, description="file that receives the bound address once the server serves"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
-    kv_dtype: str = Field(
+    dtype: Dtype = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    kv_dtype: Dtype = Field(
         default="auto", description="what keys and values are kept in: auto, float32, bfloat16 or float16"
     )
     num_threads: int = Field(default=0, ge=0, description="threads that torch computes with on a CPU; 0: one per core")
@@ -140,6 +143,21 @@ class ServerConfig(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level to log")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: object, info: ValidationInfo) -> object:
+        # An empty otlp_endpoint says that nothing is sent, whatever OTEL_EXPORTER_OTLP_ENDPOINT says.
+        if value == "" and info.field_name != "otlp_endpoint":
+            raise ValueError("is empty")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"must be auto, cpu, cuda or cuda:N, found {value!r}")
+        return value
+
     @field_validator("listen", "health_listen", "metrics_listen")
     @classmethod
     def _check_listen(cls, value: str | None) -> str | None:
@@ -175,6 +193,18 @@ class ServerConfig(BaseModel):
                 f"listen: {self.listen} is not a loopback address, and there is no TLS; set tls_cert and tls_key, "
                 "or allow_insecure if something in front encrypts"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_addresses(self) -> Self:
+        taken: dict[tuple[str, int], str] = {}
+        for key in ("listen", "health_listen", "metrics_listen"):
+            host, _, port = (getattr(self, key) or ":0").rpartition(":")
+            if int(port) == 0:
+                continue
+            first = taken.setdefault((host.lower().replace("localhost", "127.0.0.1"), int(port)), key)
+            if first != key:
+                raise ValueError(f"{first} and {key} are the same address, {getattr(self, key)}")
         return self
 
     @property
@@ -217,19 +247,21 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] | None 
     """
     environment = os.environ if environment is None else environment
     config_file = flags.get("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    sources: dict[str, str] = {}
+    variables = _environment_names(environment)
+    written: dict[str, tuple[str, str]] = {}
     values: dict[str, Any] = {}
     for source, settings in (
         (str(config_file), _read_file(Path(config_file)) if config_file else {}),
-        ("the environment", _read_environment(environment)),
+        ("the environment", {key: environment[name] for key, name in variables.items()}),
         ("the command line", {key: flags[key] for key in ServerConfig.model_fields if flags.get(key) is not None}),
     ):
         values.update(settings)
-        sources.update(dict.fromkeys(settings, source))
+        names = variables if source == "the environment" else {}
+        written.update({key: (names.get(key, key), source) for key in settings})
     try:
         return ServerConfig.model_validate(values)
     except ValidationError as error:
-        raise StartupError(_describe(error, sources)) from None
+        raise StartupError(describe(error, written, list(ServerConfig.model_fields))) from None
 
 
 def prepare_process() -> None:
@@ -241,6 +273,8 @@ def prepare_process() -> None:
     # time on finding them. torch asks the system for large pages if this is set.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Below that gRPC writes a line of its own, in its own form, for every connection that somebody begins wrongly.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -250,26 +284,14 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise StartupError(f"config: {error.message}") from None
 
 
-def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {name: name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in environment}
-    settings = {
-        key: environment[name]
-        for name, key in names.items()
+def _environment_names(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that hold settings, by the settings' keys."""
+    keys = {name: name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in environment}
+    names = {
+        key: name
+        for name, key in keys.items()
         if name.startswith(ENVIRONMENT_PREFIX) and not _FOREIGN_VARIABLE.fullmatch(key)
     }
-    if endpoint := environment.get(OTLP_ENDPOINT_VARIABLE):
-        settings.setdefault("otlp_endpoint", endpoint)
-    return settings
-
-
-def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        is_unknown = item["type"] == "extra_forbidden"
-        problem = "there is no such setting" if is_unknown else item["msg"].removeprefix("Value error, ")
-        if not key:  # of several settings together, which the message names
-            lines.append(problem)
-            continue
-        lines.append(f"{key} (from {sources.get(key.partition('.')[0], 'the defaults')}): {problem}")
-    return "; ".join(lines)
+    if environment.get(OTLP_ENDPOINT_VARIABLE):
+        names.setdefault("otlp_endpoint", OTLP_ENDPOINT_VARIABLE)
+    return names

@@ -41,7 +41,9 @@ def load_policies(path: Path) -> Loaded[PolicySet]:
         StartupError: A line for each mistake: `FILE:LINE: key.path: what is wrong`.
     """
     content = read_settings(path, PoliciesFile)
-    return Loaded(PolicySet.of(rules.policy(name) for name, rules in content.policies.items()), (path,))
+    return Loaded(
+        PolicySet.of((rules or PolicyRules()).policy(name) for name, rules in content.policies.items()), (path,)
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -210,14 +212,14 @@ class PoliciesFile(_Strict):
         strict=True
     )
     """The version of this format."""
-    policies: dict[PolicyName, PolicyRules] = Field(
+    policies: dict[PolicyName, PolicyRules | None] = Field(
         max_length=MAX_POLICIES, json_schema_extra={"required": [DEFAULT_POLICY], "additionalProperties": False}
     )
-    """The policies by name; requests that name none get `default`."""
+    """The policies by name; requests that name none get `default`. One that says nothing is as if it were `{}`."""
 
     @field_validator("policies")
     @classmethod
-    def _check_default(cls, policies: dict[str, PolicyRules]) -> dict[str, PolicyRules]:
+    def _check_default(cls, policies: dict[str, PolicyRules | None]) -> dict[str, PolicyRules | None]:
         if DEFAULT_POLICY not in policies:
             raise ValueError(f"there must be a policy named {DEFAULT_POLICY}: requests that name none get it")
         return policies

@@ -69,10 +69,10 @@ def load_models(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     stream = gen = None
     if config.stream_model != "none":
         path = str(demo.stream_checkpoint_directory()) if config.stream_model == "demo" else config.stream_model
-        checkpoint = open_as(CheckpointKind.STREAM, path, "stream_model")
+        checkpoint = open_as(CheckpointKind.STREAM, path)
         stream = load_stream_model(checkpoint, options(CheckpointKind.STREAM, config.max_sessions))
     if config.gen_model != "none":
         path = str(demo.gen_checkpoint_directory()) if config.gen_model == "demo" else config.gen_model
-        checkpoint = open_as(CheckpointKind.GEN, path, "gen_model")
+        checkpoint = open_as(CheckpointKind.GEN, path)
         gen = load_gen_model(checkpoint, options(CheckpointKind.GEN, config.max_classify_calls))
     return Models(stream, gen)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 from guardwire_server import __version__
 from guardwire_server.app import Server
+from guardwire_server.check_config import rules_in_force
 from guardwire_server.config import ServerConfig
 from guardwire_server.model.checkpoint_weights import LoadProgress
 from guardwire_server.ready_file import claim_ready_file
@@ -33,11 +34,16 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
         with claim_ready_file(config.ready_file) as write_ready_file:
             models = load_models(config, on_progress)  # a signal during this ends the process at once
             server = Server(config, models, telemetry)
+            rules = rules_in_force(config)
             stopped = asyncio.Event()
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stopped.set)
             address = await server.start()
+            for rule in rules:
+                logger.info("%s", rule)
+            if server.health_address:
+                logger.info("health alone on %s", server.health_address)
             logger.info("serving on %s", address)
             _leave_loaded_objects_alone()
             write_ready_file(address)

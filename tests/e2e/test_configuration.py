@@ -1,5 +1,7 @@
 """Settings: where they come from, which source wins, and how a wrong one is refused: by name and source."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from guardwire_server.cli import main
 from guardwire_server.config import ServerConfig, load_config
 from guardwire_server.core.errors import StartupError
+from guardwire_server.policy_file import load_policies
 from tests.e2e.conftest import StartProcess
 from tests.process_logging import restored_logging  # noqa: F401 a fixture
 
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("restored_logging")  # commands set the pro
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without settings of this machine; and what the command sets for its libraries is taken back."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
     for key in (*ServerConfig.model_fields, "config"):
         monkeypatch.delenv(f"GUARDWIRE_{key.upper()}", raising=False)
 
@@ -72,52 +76,13 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() -> None:
     assert load_config({}, environment) == ServerConfig()
 
 
-def test_unknown_key(config_file: Path) -> None:
-    config_file.write_text("max_session: 10\n")
-    message = refusal({"config": config_file}, {})
-    assert message == f"max_session (from {config_file}): there is no such setting"
-    assert (
-        refusal({}, {"GUARDWIRE_MAX_SESSION": "10"}) == "max_session (from the environment): there is no such setting"
-    )
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "mention"),
-    [
-        ("max_sessions", "many", "valid integer"),
-        ("max_sessions", "0", "greater than or equal to 1"),
-        ("max_sessions", "2147483648", "less than or equal to 2147483647"),
-        ("idle_timeout_s", "0", "greater than 0"),
-        ("idle_timeout_s", "inf", "finite"),
-        ("write_timeout_s", "nan", "finite"),
-        ("max_lifetime_s", "1e12", "less than or equal"),
-        ("grace_s", "-1", "greater than or equal to 0"),
-        ("kv_memory_gib", "inf", "finite"),
-        ("listen", "localhost", "must be HOST:PORT"),
-        ("listen", "localhost:99999", "must be HOST:PORT"),
-        ("listen", ":50051", "must be HOST:PORT"),
-        ("reflection", "perhaps", "valid boolean"),
-    ],
-)
-def test_bad_value(config_file: Path, key: str, value: str, mention: str) -> None:
-    config_file.write_text(f"{key}: '{value}'\n")
-    for flags, environment, source in (
-        ({"config": config_file}, {}, str(config_file)),
-        ({}, {f"GUARDWIRE_{key.upper()}": value}, "the environment"),
-        ({key: value}, {}, "the command line"),
-    ):
-        message = refusal(flags, environment)
-        assert message.startswith(f"{key} (from {source}): ")
-        assert mention in message
-
-
 def test_every_fault_is_named_at_once(config_file: Path) -> None:
     config_file.write_text("colour: red\nmax_messages: 0\n")
     message = refusal({"config": config_file, "listen": "here"}, {"GUARDWIRE_GRACE_S": "soon"})
     for part in (
         f"colour (from {config_file})",
         f"max_messages (from {config_file})",
-        "grace_s (from the environment)",
+        "GUARDWIRE_GRACE_S (from the environment)",
         "listen (from the command line)",
     ):
         assert part in message
@@ -162,7 +127,8 @@ def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("GUARDWIRE_MAX_SESIONS", "10")
     assert run(capsys, ["serve"]) == (
         1,
-        "guardwire-server: max_sesions (from the environment): there is no such setting\n",
+        "guardwire-server: GUARDWIRE_MAX_SESIONS (from the environment): there is no such setting; "
+        "did you mean GUARDWIRE_MAX_SESSIONS?\n",
     )
 
 
@@ -227,3 +193,43 @@ def test_real_process(start_process: StartProcess, config_file: Path) -> None:
     assert line.startswith("guardwire-server: ")
     assert f"max_sesions (from {config_file}): there is no such setting" in line
     assert "grace_s (from the command line): " in line
+
+
+async def test_a_start_says_what_is_in_force(
+    start_process: StartProcess, checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    policies = tmp_path / "policies.yaml"
+    policies.write_text("version: 1\npolicies:\n  default:\n")
+    process = start_process(
+        policies_file=policies, health_listen="127.0.0.1:0", kv_memory_gib=1000, max_context_tokens=100_000
+    )
+    address = await process.ready()
+    events = [json.loads(line) for line in process.errors.splitlines()]
+    told = {level: [line["event"] for line in events if line["level"] == level] for level in ("info", "warning")}
+    for kind, path, length in zip(("stream", "gen"), checkpoints, (8192, 32768), strict=True):
+        (model,) = [line for line in told["info"] if line.startswith(f"{kind}_model: {path.name}, revision sha256:")]
+        assert re.search(r" on cpu in (float32|bfloat16) with (native kernels|torch alone); ", model)
+        assert f"; conversations of up to {length} tokens; keys and values of " in model
+        assert re.search(r" tokens in (float32|bfloat16), [0-9.]+ GiB$", model)
+        assert (
+            f"max_context_tokens: 100000 are wanted, but conversations with {path.name} are limited to {length}, "
+            "which it was made for"
+        ) in told["warning"]
+    assert len([line for line in told["warning"] if line.startswith("kv_memory_gib: 1000 GiB are wanted, but ")]) == 2
+    version = load_policies(policies).value.version
+    at_the_end = [
+        f"policies from {policies}: default; version {version}",
+        "access: everybody is let in",
+        "TLS: none, connections are not encrypted",
+    ]
+    assert told["info"][-5:-2] == at_the_end
+    assert told["info"][-2].startswith("health alone on 127.0.0.1:")
+    assert told["info"][-1] == f"serving on {address}"
+
+
+def test_check_model_with_a_number_format_that_is_none(
+    capsys: pytest.CaptureFixture[str], checkpoints: tuple[Path, Path]
+) -> None:
+    status, output = run(capsys, ["check-model", str(checkpoints[0]), "--dtype=float8"])
+    assert status == 1
+    assert output.splitlines()[-1].startswith("guardwire-server: dtype (from the command line): must be 'auto', ")

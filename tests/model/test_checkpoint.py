@@ -9,7 +9,7 @@ import torch
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.verdict import Category, RiskLevel
-from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint
+from guardwire_server.model.checkpoint import CheckpointKind, check_directory, open_checkpoint
 from tests.model.checkpoints import (
     QUERY_CATEGORY_MAP,
     RESPONSE_CATEGORY_MAP,
@@ -163,6 +163,9 @@ def test_a_config_that_is_not_served(path: Path, changes: dict[str, Any], messag
     with pytest.raises(StartupError, match=message) as raised:
         open_checkpoint(path)
     assert raised.value.message.startswith(f"{path / 'config.json'}: ")
+    with pytest.raises(StartupError) as checked:
+        check_directory(path, CheckpointKind.STREAM)
+    assert checked.value.message == raised.value.message
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -189,3 +192,11 @@ def test_a_directory_in_place_of_a_file_is_named(path: Path) -> None:
 def test_gen_needs_no_labels(tmp_path: Path) -> None:
     write_gen_checkpoint(tmp_path, config_changes={"guard_inner_size": "unread"}, dtype=torch.float32)
     assert open_checkpoint(tmp_path).guard_inner_size is None
+
+
+def test_checking_a_directory_asks_for_weights(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "model.safetensors.index.json")
+    check_directory(path, CheckpointKind.STREAM)
+    (path / "model.safetensors.index.json").unlink()
+    with pytest.raises(StartupError, match=r"there is neither model\.safetensors nor model\.safetensors\.index\.json"):
+        check_directory(path, CheckpointKind.STREAM)

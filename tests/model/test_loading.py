@@ -15,7 +15,7 @@ from guardwire_server.core.scheduler import SchedulerLimits
 from guardwire_server.core.step_plan import Read
 from guardwire_server.core.verdict import Message, Role
 from guardwire_server.model import memory
-from guardwire_server.model.checkpoint import CheckpointKind, open_checkpoint
+from guardwire_server.model.checkpoint import CheckpointKind, check_directory, open_checkpoint
 from guardwire_server.model.loading import LoadOptions, load_gen_model, load_stream_model, open_as
 from guardwire_server.model.memory import available_host_bytes, choose_arena, free_memory_bytes
 
@@ -67,6 +67,18 @@ class TestArena:
         num_roots, root_tokens = arena(10**9, max_sequences=3)
         assert root_tokens == 1024
         assert num_roots * root_tokens <= 3 * 2 * 1024
+
+    @pytest.mark.parametrize(("num_tokens", "is_told"), [(3 * 2 * 1000, False), (3 * 2 * 1000 + 1, True)])
+    def test_what_is_wanted_beyond_that_is_told(
+        self, caplog: pytest.LogCaptureFixture, num_tokens: int, is_told: bool
+    ) -> None:
+        arena(num_tokens, max_sequences=3)
+        wanted, taken = (count * SMALL_BYTES_PER_TOKEN / GIB for count in (num_tokens, 3 * 2 * 1000))
+        told = (
+            f"kv_memory_gib: {wanted:g} GiB are wanted, but {taken:.3g} GiB are taken: "
+            "3 conversations of 1000 tokens never need more"
+        )
+        assert [record.getMessage() for record in caplog.records] == ([told] if is_told else [])
 
     def test_by_default_a_share_of_what_is_free_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(memory, "free_memory_bytes", lambda _: 4 * 10 * 1024 * SMALL_BYTES_PER_TOKEN)
@@ -165,14 +177,53 @@ def test_a_loaded_gen_model_knows_where_answers_decide_and_end(gen_path: Path) -
 
 
 def test_the_other_family_is_refused_by_the_settings_name(stream_path: Path, gen_path: Path) -> None:
-    for path, kind, setting in (
-        (stream_path, CheckpointKind.GEN, "gen_model"),
-        (gen_path, CheckpointKind.STREAM, "stream_model"),
+    for path, kind, told in (
+        (stream_path, CheckpointKind.GEN, "gen_model: tiny-stream is a Qwen3Guard-Stream .*: give it as stream_model"),
+        (gen_path, CheckpointKind.STREAM, "stream_model: tiny-gen is a Qwen3Guard-Gen .*: give it as gen_model"),
     ):
-        with pytest.raises(StartupError, match=f"{setting}: .* is a "):
-            open_as(kind, str(path), setting)
+        with pytest.raises(StartupError, match=told):
+            open_as(kind, str(path))
+        with pytest.raises(StartupError, match=told.partition(": ")[2]):
+            check_directory(path, kind)
+
+
+def test_whatever_is_wrong_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(StartupError) as raised:
+        open_as(CheckpointKind.GEN, str(tmp_path))
+    assert raised.value.message.startswith(f"gen_model: {tmp_path / 'config.json'}: there is no such file")
 
 
 def test_the_right_family_is_opened_quietly(stream_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert open_as(CheckpointKind.STREAM, str(stream_path), "stream_model").kind is CheckpointKind.STREAM
+    check_directory(stream_path, CheckpointKind.STREAM)
+    assert open_as(CheckpointKind.STREAM, str(stream_path)).kind is CheckpointKind.STREAM
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("asked", "is_told"), [(None, False), (8192, False), (8193, True)])
+def test_a_context_beyond_the_checkpoints_is_told(
+    stream_path: Path, caplog: pytest.LogCaptureFixture, asked: int | None, is_told: bool
+) -> None:
+    load_stream_model(open_checkpoint(stream_path), options(max_context_tokens=asked, kv_memory_gib=None))
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told == (
+        [
+            "max_context_tokens: 8193 are wanted, but conversations with tiny-stream are limited to 8192, "
+            "which it was made for"
+        ]
+        if is_told
+        else []
+    )
+
+
+def test_how_a_model_runs_is_told(stream_path: Path, gen_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load_stream_model(open_checkpoint(stream_path), options(kv_dtype=torch.bfloat16, max_sequences=2))
+        load_gen_model(open_checkpoint(gen_path), options(max_sequences=2))
+    told = [record.getMessage() for record in caplog.records if "revision" in record.msg]
+    revisions = [open_checkpoint(path).revision for path in (stream_path, gen_path)]
+    assert told == [
+        f"stream_model: tiny-stream, revision {revisions[0]}, on cpu in float32 with torch alone; conversations of up "
+        f"to 1000 tokens; keys and values of 3072 tokens in bfloat16, {3072 * SMALL_BYTES_PER_TOKEN / 2 / GIB:.3g} GiB",
+        f"gen_model: tiny-gen, revision {revisions[1]}, on cpu in float32 with torch alone; conversations of up "
+        f"to 1000 tokens; keys and values of 3072 tokens in float32, {3072 * SMALL_BYTES_PER_TOKEN / GIB:.3g} GiB",
+    ]

@@ -1,13 +1,18 @@
 """`guardwire-server check-config`: what would be in force, or every mistake in every file."""
 
+import json
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guardwire_server.check_config import check_config
+from guardwire_server import demo
+from guardwire_server.check_config import check_before_loading, check_config
 from guardwire_server.config import ServerConfig
+from guardwire_server.core.errors import StartupError
 from guardwire_server.core.policy_set import built_in_policies
 from guardwire_server.policy_file import load_policies
 from tests.access.access_file import AccessFile
@@ -73,13 +78,103 @@ def test_what_would_be_in_force(
     assert tls.endswith("+00:00; callers need a certificate")
 
 
-def test_where_the_models_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checked = Checked(capsys, stream_model=tmp_path, gen_model="Qwen/Qwen3Guard-Gen-4B")
+def test_where_the_models_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    directory = demo.stream_checkpoint_directory()
+    checked = Checked(capsys, stream_model=directory, gen_model="Qwen/Qwen3Guard-Gen-4B")
     assert (checked.status, checked.mistakes) == (0, [])
     assert (
-        f"models: stream_model in {tmp_path}; gen_model Qwen/Qwen3Guard-Gen-4B of the hub, to be fetched at start"
+        f"models: stream_model in {directory}; gen_model Qwen/Qwen3Guard-Gen-4B of the hub, to be fetched at start"
         in (checked.lines)
     )
+
+
+def copy_of_config(directory: Path, **changes: object) -> Path:
+    """A directory with the files of a Stream checkpoint, but for what is in the weights, and with another config."""
+    source = demo.stream_checkpoint_directory()
+    values = json.loads((source / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(values))
+    (directory / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    (directory / "model.safetensors").touch()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "architectures is ['LlamaForCausalLM']; served are "),
+        ({"hidden_size": "wide"}, "hidden_size must be a positive integer, found 'wide'"),
+        ({"response_category_map": {}}, "response_category_map must be an object"),
+        ({"guard_inner_size": 0}, "guard_inner_size must be a positive integer, found 0"),
+    ],
+)
+def test_a_checkpoint_that_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], told: str
+) -> None:
+    assert Checked(capsys, stream_model=copy_of_config(tmp_path)).status == 0
+    checked = Checked(capsys, stream_model=copy_of_config(tmp_path, **changes))
+    (mistake,) = checked.mistakes
+    assert (checked.status, mistake.startswith(f"stream_model: {tmp_path / 'config.json'}: {told}")) == (1, True)
+
+
+def test_directories_that_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy_of_config(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (empty := tmp_path / "empty").mkdir()
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "config.json").write_text("{")
+    checked = Checked(capsys, stream_model=tmp_path, gen_model=empty)
+    assert checked.mistakes == [
+        f"stream_model: {tmp_path / 'tokenizer.json'}: there is no such file; a checkpoint needs it",
+        f"gen_model: {empty / 'config.json'}: there is no such file; a checkpoint needs it",
+    ]
+    (weightless := tmp_path / "weightless").mkdir()
+    (copy_of_config(weightless) / "model.safetensors").unlink()
+    (mistake,) = Checked(capsys, stream_model=weightless).mistakes
+    assert mistake.startswith(f"stream_model: {weightless}: there is neither model.safetensors nor ")
+    (mistake,) = Checked(capsys, gen_model=broken).mistakes
+    assert mistake.startswith(f"gen_model: {broken / 'config.json'}: is not valid JSON: ")
+
+
+def test_checkpoints_of_the_other_family(capsys: pytest.CaptureFixture[str]) -> None:
+    stream, gen = demo.stream_checkpoint_directory(), demo.gen_checkpoint_directory()
+    checked = Checked(capsys, stream_model=gen, gen_model=stream)
+    assert (checked.status, checked.mistakes) == (
+        1,
+        [
+            f"stream_model: {gen.name} is a Qwen3Guard-Gen checkpoint: give it as gen_model",
+            f"gen_model: {stream.name} is a Qwen3Guard-Stream checkpoint: give it as stream_model",
+        ],
+    )
+
+
+def test_a_ready_file_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checked = Checked(capsys, ready_file=tmp_path / "missing" / "ready")
+    assert (checked.status, checked.mistakes) == (
+        1,
+        [
+            f"ready_file: {tmp_path / 'missing' / 'ready'} cannot be written: "
+            f"there is no directory {tmp_path / 'missing'}"
+        ],
+    )
+    assert Checked(capsys, ready_file=tmp_path).mistakes == [f"ready_file: {tmp_path} is a directory"]
+    assert Checked(capsys, ready_file=tmp_path / "ready").status == 0
+
+
+def test_a_start_tells_all_of_it_before_anything_is_loaded(tmp_path: Path) -> None:
+    config = ServerConfig(stream_model=str(tmp_path), ready_file=tmp_path, listen="127.0.0.1:0")
+    with pytest.raises(StartupError) as raised:
+        check_before_loading(config)
+    assert [line.partition(":")[0] for line in raised.value.message.splitlines()] == ["stream_model", "ready_file"]
+
+
+def test_checking_leaves_the_model_libraries_alone() -> None:
+    program = (
+        "import sys; from guardwire_server.cli import main; from guardwire_server import demo;"
+        "status = main(['check-config', '--stream-model', str(demo.stream_checkpoint_directory())]);"
+        "print(status, sorted({'torch', 'transformers', 'numpy'} & {*sys.modules}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize("key", ["stream_model", "gen_model"])

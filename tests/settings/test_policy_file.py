@@ -79,6 +79,13 @@ def test_a_policy_that_says_nothing_is_the_cores(path: Path) -> None:
     assert replace(BUILT_IN_POLICIES[0], description="") == Policy("default", "")
 
 
+def test_a_policy_may_have_nothing_behind_its_name(path: Path) -> None:
+    text = "version: 1\npolicies:\n  default:\n  own: ~\n"
+    assert load(path, text).policies == {name: Policy(name, "") for name in ("default", "own")}
+    assert load(path, text).version == load(path, PREFIX + "  own: {}\n").version
+    assert not schema_refuses(text)
+
+
 def test_the_file_is_the_whole_truth(path: Path) -> None:
     assert list(load(path, PREFIX + "  own: {}\n").policies) == ["default", "own"]
     assert list(built_in_policies().policies) == ["default", "strict", "observe"]

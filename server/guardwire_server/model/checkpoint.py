@@ -3,6 +3,8 @@
 Served are the two families of Qwen3Guard. `Qwen3ForCausalLM` is Gen, which writes its verdict as text;
 `Qwen3ForGuardModel` is Stream, which labels each token. The latter's upstream class is remote code: it is neither
 downloaded nor run, stream_guard.py implements it.
+
+Importing this brings no torch: a wrong checkpoint is told before the seconds that it takes are spent.
 """
 
 import hashlib
@@ -10,14 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
-
-from transformers import Qwen3Config
+from typing import TYPE_CHECKING, Any
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.model.checkpoint_config import (
     StreamLabels,
     parse_backbone_config,
+    parse_backbone_numbers,
     parse_eos_token_ids,
     parse_guard_inner_size,
     parse_stream_labels,
@@ -25,6 +26,11 @@ from guardwire_server.model.checkpoint_config import (
 )
 from guardwire_server.model.checkpoint_hub import checkpoint_name, find_checkpoint, hub_commit
 
+if TYPE_CHECKING:
+    from transformers import Qwen3Config
+
+_CONFIG_NAME = "config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _NUM_SAMPLES = 16
 _SAMPLE_BYTES = 65536
 
@@ -34,6 +40,16 @@ class CheckpointKind(Enum):
 
     STREAM = "Qwen3ForGuardModel"
     GEN = "Qwen3ForCausalLM"
+
+    @property
+    def family(self) -> str:
+        """What its checkpoints are called."""
+        return f"Qwen3Guard-{self.name.title()}"
+
+    @property
+    def setting(self) -> str:
+        """The setting that names a checkpoint of this family."""
+        return f"{self.name.lower()}_model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +73,7 @@ class Checkpoint:
     name: str
     kind: CheckpointKind
     revision: str
-    config: Qwen3Config
+    config: "Qwen3Config"
     eos_token_ids: tuple[int, ...] = ()
     labels: StreamLabels | None = field(default=None, repr=False)
     guard_inner_size: int | None = None
@@ -82,11 +98,8 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
             served; the message names the file and the key.
     """
     path = find_checkpoint(str(name_or_path))
-    config_path = path / "config.json"
-    values = read_json_object(config_path)
-    kind = _kind(values, config_path)
-    if not (path / "tokenizer.json").is_file():
-        raise StartupError(f"{path / 'tokenizer.json'}: there is no such file; a checkpoint needs it")
+    values, kind = _read_config(path)
+    config_path = path / _CONFIG_NAME
     is_stream = kind is CheckpointKind.STREAM
     return Checkpoint(
         path=path,
@@ -99,6 +112,34 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
         guard_inner_size=parse_guard_inner_size(values, config_path) if is_stream else None,
         is_demo=values.get("guardwire_demo") is True,
     )
+
+
+def check_directory(path: Path, needed: CheckpointKind) -> None:
+    """Finds out whether a directory holds a checkpoint of a family; imports no torch, and reads no weights.
+
+    Raises:
+        StartupError: As `open_checkpoint`, or it is of the other family.
+    """
+    values, kind = _read_config(path)
+    check_kind(kind, needed, checkpoint_name(str(path), path))
+    config_path = path / _CONFIG_NAME
+    parse_backbone_numbers(values, config_path)
+    _eos_token_ids(path, values)
+    if kind is CheckpointKind.STREAM:
+        parse_stream_labels(values, config_path)
+        parse_guard_inner_size(values, config_path)
+    if not any((path / name).is_file() for name in _WEIGHTS):
+        raise StartupError(f"{path}: there is neither {' nor '.join(_WEIGHTS)}; other weight formats are not served")
+
+
+def check_kind(kind: CheckpointKind, needed: CheckpointKind, name: str) -> None:
+    """Refuses a checkpoint of the other family.
+
+    Raises:
+        StartupError: If it is; the message says where it belongs.
+    """
+    if kind is not needed:
+        raise StartupError(f"{name} is a {kind.family} checkpoint: give it as {kind.setting}")
 
 
 def files_digest(path: Path) -> str:
@@ -137,13 +178,22 @@ def _samples(path: Path, size_bytes: int) -> Iterator[bytes]:
             yield file.read(_SAMPLE_BYTES)
 
 
+def _read_config(path: Path) -> tuple[dict[str, Any], CheckpointKind]:
+    """The values of `config.json`, and the family that they name."""
+    values = read_json_object(path / _CONFIG_NAME)
+    kind = _kind(values, path / _CONFIG_NAME)
+    if not (path / "tokenizer.json").is_file():
+        raise StartupError(f"{path / 'tokenizer.json'}: there is no such file; a checkpoint needs it")
+    return values, kind
+
+
 def _kind(values: dict[str, Any], path: Path) -> CheckpointKind:
     architectures = values.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     for kind in CheckpointKind:
         if names == [kind.value]:
             return kind
-    served = ", ".join(f'["{kind.value}"] (Qwen3Guard-{kind.name.title()})' for kind in CheckpointKind)
+    served = ", ".join(f'["{kind.value}"] ({kind.family})' for kind in CheckpointKind)
     raise StartupError(f"{path}: architectures is {architectures!r}; served are {served}")
 
 

@@ -2,17 +2,20 @@
 
 The architecture is built from the numbers in `config.json` alone: remote code (`auto_map`) is never looked at, and keys
 that only steer transformers' own generation (`use_cache`, `pad_token_id`, `torch_dtype`) have no effect here.
+
+Importing this brings no torch, which takes seconds: a mistake in a checkpoint should be told at once.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from transformers import Qwen3Config
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.verdict import CATEGORY_NAMES, Category, RiskLevel
+
+if TYPE_CHECKING:
+    from transformers import Qwen3Config
 
 LabelT = TypeVar("LabelT")
 
@@ -72,8 +75,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_backbone_config(values: dict[str, Any], path: Path) -> Qwen3Config:
-    """Builds the backbone's configuration from the values of the `config.json` at `path`.
+def parse_backbone_config(values: dict[str, Any], path: Path) -> "Qwen3Config":
+    """Builds the backbone's configuration from the values of the `config.json` at `path`; imports torch.
+
+    Raises:
+        StartupError: As `parse_backbone_numbers`.
+    """
+    numbers = parse_backbone_numbers(values, path)
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**numbers, use_cache=False)
+
+
+def parse_backbone_numbers(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What makes the backbone, by the names of Qwen3Config's arguments.
 
     Accepts `rope_theta` at the top (transformers 4) and inside `rope_parameters` (transformers 5).
 
@@ -89,20 +104,19 @@ def parse_backbone_config(values: dict[str, Any], path: Path) -> Qwen3Config:
             f"{path}: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
         )
     head_dim = _positive_int(values, "head_dim", path) if "head_dim" in values else hidden_size // num_heads
-    return Qwen3Config(
-        vocab_size=_positive_int(values, "vocab_size", path),
-        hidden_size=hidden_size,
-        intermediate_size=_positive_int(values, "intermediate_size", path),
-        num_hidden_layers=_positive_int(values, "num_hidden_layers", path),
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=_positive_int(values, "max_position_embeddings", path),
-        rms_norm_eps=_positive_float(values, "rms_norm_eps", 1e-6, path),
-        tie_word_embeddings=values.get("tie_word_embeddings") is True,
-        rope_parameters={"rope_type": "default", "rope_theta": _rope_theta(values, path)},
-        use_cache=False,
-    )
+    return {
+        "vocab_size": _positive_int(values, "vocab_size", path),
+        "hidden_size": hidden_size,
+        "intermediate_size": _positive_int(values, "intermediate_size", path),
+        "num_hidden_layers": _positive_int(values, "num_hidden_layers", path),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": _positive_int(values, "max_position_embeddings", path),
+        "rms_norm_eps": _positive_float(values, "rms_norm_eps", 1e-6, path),
+        "tie_word_embeddings": values.get("tie_word_embeddings") is True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": _rope_theta(values, path)},
+    }
 
 
 def parse_stream_labels(values: dict[str, Any], path: Path) -> StreamLabels:

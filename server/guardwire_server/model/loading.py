@@ -15,13 +15,14 @@ from guardwire_server.core.scheduler import Scheduler, SchedulerLimits
 from guardwire_server.core.step_plan import Read
 from guardwire_server.engine.backend import GenBackend, StreamBackend
 from guardwire_server.model.backbone import Backbone, Stepper
-from guardwire_server.model.checkpoint import Checkpoint, CheckpointKind, open_checkpoint
+from guardwire_server.model.checkpoint import Checkpoint, CheckpointKind, check_kind, open_checkpoint
 from guardwire_server.model.checkpoint_template import load_chat_template
 from guardwire_server.model.checkpoint_weights import LoadProgress, load_gen, load_stream
-from guardwire_server.model.cuda_backbone import cuda_backbone
+from guardwire_server.model.cuda_backbone import CudaBackbone, cuda_backbone
 from guardwire_server.model.cuda_batch import StepSize
 from guardwire_server.model.gen_backend import TorchGenBackend
 from guardwire_server.model.memory import choose_arena
+from guardwire_server.model.native_forward import can_run
 from guardwire_server.model.native_kernels import NativeKernels
 from guardwire_server.model.prompt import likely_answers, verdict_token_ids
 from guardwire_server.model.renderers import GenRenderer, StreamRenderer
@@ -88,17 +89,19 @@ class GenModel(LoadedModel):
     renderer: GenRenderer
 
 
-def open_as(kind: CheckpointKind, name_or_path: str, setting: str) -> Checkpoint:
-    """Opens the checkpoint that a setting names.
+def open_as(kind: CheckpointKind, name_or_path: str) -> Checkpoint:
+    """Opens the checkpoint that the setting of a family names.
 
     Raises:
-        StartupError: If it cannot be served, or is of the other kind.
+        StartupError: If it cannot be served, or is of the other family; the message names the setting.
     """
-    checkpoint = open_checkpoint(name_or_path)
-    if checkpoint.kind is not kind:
-        raise StartupError(f"{setting}: {checkpoint.name} is a {checkpoint.kind.value}; {kind.value} is needed")
+    try:
+        checkpoint = open_checkpoint(name_or_path)
+        check_kind(checkpoint.kind, kind, checkpoint.name)
+    except StartupError as error:
+        raise StartupError(f"{kind.setting}: {error.message}") from error
     if checkpoint.is_demo:
-        logger.warning("%s: a small demo checkpoint for trying things out; do not rely on what it says", setting)
+        logger.warning("%s: a small demo checkpoint for trying things out; do not rely on what it says", kind.setting)
     return checkpoint
 
 
@@ -111,8 +114,10 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
     tokenizer = load_tokenizer(checkpoint)
     guard = load_stream(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
-    backend = TorchStreamBackend(guard, _backbone(guard.model, scheduler, options))
+    backbone = _backbone(guard.model, scheduler, options)
+    backend = TorchStreamBackend(guard, backbone)
     longest_step_s = _warm_up(scheduler, backend, Read.RESPONSE, options)
+    _tell(checkpoint, guard.model, backbone, options, max_context_tokens)
     return StreamModel(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
@@ -120,7 +125,7 @@ def load_stream_model(checkpoint: Checkpoint, options: LoadOptions) -> StreamMod
         max_context_tokens=max_context_tokens,
         longest_step_s=longest_step_s,
         device_name=str(options.device),
-        dtype_name=str(options.dtype).removeprefix("torch."),
+        dtype_name=_dtype_name(options.dtype),
         backend=backend,
         renderer=StreamRenderer(tokenizer),
     )
@@ -134,8 +139,9 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
     end_ids = checkpoint.eos_token_ids or (tokenizer.control.im_end,)
     weights = load_gen(checkpoint, options.device, options.dtype, _progress(checkpoint, options))
     scheduler, max_context_tokens = _scheduler(checkpoint, options)
+    backbone = _backbone(weights.backbone, scheduler, options)
     backend = TorchGenBackend(
-        _backbone(weights.backbone, scheduler, options),
+        backbone,
         weights.lm_head,
         end_ids=frozenset(end_ids),
         verdict_prefix=verdict.prefix_ids,
@@ -143,14 +149,16 @@ def load_gen_model(checkpoint: Checkpoint, options: LoadOptions) -> GenModel:
         likely_answers=likely_answers(tokenizer, end_ids[0]),
         kernels=options.kernels,
     )
+    longest_step_s = _warm_up(scheduler, backend, Read.LOGITS, options)
+    _tell(checkpoint, weights.backbone, backbone, options, max_context_tokens)
     return GenModel(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         scheduler=scheduler,
         max_context_tokens=max_context_tokens,
-        longest_step_s=_warm_up(scheduler, backend, Read.LOGITS, options),
+        longest_step_s=longest_step_s,
         device_name=str(options.device),
-        dtype_name=str(options.dtype).removeprefix("torch."),
+        dtype_name=_dtype_name(options.dtype),
         backend=backend,
         renderer=GenRenderer(tokenizer, template),
     )
@@ -178,9 +186,47 @@ def _backbone(model: Qwen3Model, scheduler: Scheduler, options: LoadOptions) -> 
     return build_backbone(model, scheduler.arena_tokens, largest, options.kernels, options.kv_dtype)
 
 
+def _tell(
+    checkpoint: Checkpoint, model: Qwen3Model, backbone: Stepper, options: LoadOptions, max_context_tokens: int
+) -> None:
+    """Logs how a model runs."""
+    keys, values = backbone.kv.keys, backbone.kv.values
+    if isinstance(backbone, CudaBackbone):
+        means = "flash attention"
+    elif options.kernels and can_run(model, options.kernels, keys.dtype):
+        means = "native kernels"
+    else:
+        means = "torch alone"
+    logger.info(
+        "%s: %s, revision %s, on %s in %s with %s; conversations of up to %d tokens; "
+        "keys and values of %d tokens in %s, %.3g GiB",
+        checkpoint.kind.setting,
+        checkpoint.name,
+        checkpoint.revision,
+        options.device,
+        _dtype_name(options.dtype),
+        means,
+        max_context_tokens,
+        keys.shape[2],
+        _dtype_name(keys.dtype),
+        (keys.nbytes + values.nbytes) / 2**30,
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _scheduler(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Scheduler, int]:
     """A scheduler with its arena, and the longest conversation that it allows."""
     wanted = min(options.max_context_tokens or checkpoint.max_context_tokens, checkpoint.max_context_tokens)
+    if options.max_context_tokens and wanted < options.max_context_tokens:
+        logger.warning(
+            "max_context_tokens: %d are wanted, but conversations with %s are limited to %d, which it was made for",
+            options.max_context_tokens,
+            checkpoint.name,
+            wanted,
+        )
     num_roots, root_tokens = choose_arena(
         checkpoint.config,
         options.device,

@@ -1,5 +1,6 @@
 """How much memory a model's arena may take."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from transformers import Qwen3Config
 from guardwire_server.core.errors import StartupError
 from guardwire_server.core.kv_arena import arena_shape
 from guardwire_server.model.ragged_attention import kv_bytes_per_token
+
+logger = logging.getLogger(__name__)
 
 FREE_SHARE = {"cpu": 0.25, "cuda": 0.4}
 """The share of free memory that one model's arena takes when nothing else is said: two models fit, with a reserve."""
@@ -40,7 +43,16 @@ def choose_arena(
     """
     budget_bytes = memory_gib * _GIB if memory_gib else free_memory_bytes(device) * FREE_SHARE[device.type]
     per_token = kv_bytes_per_token(config, dtype)
-    max_tokens = min(int(budget_bytes // per_token), max_sequences * max(64, max_context_tokens) * 2)
+    useful_tokens = max_sequences * max(64, max_context_tokens) * 2
+    max_tokens = min(int(budget_bytes // per_token), useful_tokens)
+    if memory_gib and useful_tokens * per_token < budget_bytes:
+        logger.warning(
+            "kv_memory_gib: %g GiB are wanted, but %.3g GiB are taken: %d conversations of %d tokens never need more",
+            memory_gib,
+            useful_tokens * per_token / _GIB,
+            max_sequences,
+            max_context_tokens,
+        )
     try:
         return arena_shape(max_tokens, max_context_tokens)
     except ValueError as error:
