@@ -70,6 +70,15 @@ async def test_a_call_that_succeeds(observed: RunningServer, sink: OtlpSink) -> 
     assert span.attributes["guardwire.num_prompt_tokens"] > 0
 
 
+@pytest.mark.parametrize(("policy", "enforced"), [("default", True), ("observe", False)])
+async def test_whether_a_classification_is_enforced(
+    observed: RunningServer, sink: OtlpSink, policy: str, enforced: bool
+) -> None:
+    await observed.stub.Classify(pb.ClassifyRequest(messages=[user()], policy=policy))
+    log = await sink.log("gen_ai.evaluation.result", guardwire__policy=policy)
+    assert log.attributes["guardwire.enforced"] is enforced
+
+
 async def test_a_stream_that_finishes(observed: RunningServer, sink: OtlpSink) -> None:
     await stream_and(observed, "finish")
     span = await ended(sink, "ModerateStream", "OK")
