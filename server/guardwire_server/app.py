@@ -153,6 +153,7 @@ class Server:
             is_serving=self._health.is_serving,
             started_s=self._started_s,
             certificate_expiry_s=self._tls.not_after if self._tls else None,
+            is_refused=self._reloader.is_refused,
         )
 
     def _health_monitor(self, models: Models) -> HealthMonitor:
@@ -181,4 +182,8 @@ async def local_server(
 
 def _policies(config: ServerConfig) -> ReloadedFile[PolicySet]:
     path = config.policies_file
-    return ReloadedFile("policies_file", lambda: load_policies(path) if path else Loaded(built_in_policies(), ()))
+    return ReloadedFile(
+        "policies_file",
+        lambda: load_policies(path) if path else Loaded(built_in_policies(), ()),
+        lambda policies: logger.info("policies_file: version %s is in force", policies.version),
+    )

@@ -71,7 +71,8 @@ class ReloadedFile(Generic[T]):
         What was refused is read each time: a file that it names may have come since, or a certificate's day.
 
         Raises:
-            StartupError: From `load`; not again as long as neither the files nor the error change.
+            StartupError: From `load`; not again as long as neither the files nor the error change. So with a fault of
+                ours, whatever it raises.
         """
         identities = _identities(self._paths)
         has_changed = identities != self._identities
@@ -80,8 +81,8 @@ class ReloadedFile(Generic[T]):
         self._identities = identities
         try:
             loaded = self._load()
-        except StartupError as error:
-            was_told, self._refusal = self._refusal == error.message, error.message
+        except Exception as error:
+            was_told, self._refusal = self._refusal == str(error), str(error)
             if was_told and not has_changed:
                 return None
             raise
@@ -110,6 +111,11 @@ class Reloader:
         self._files = tuple(files)
         self._interval_s = interval_s
         self._on_reload = on_reload
+
+    @property
+    def is_refused(self) -> dict[str, bool]:
+        """Whether what the files say now is not in force, by setting. May be read from any thread."""
+        return {file.setting: file.is_refused for file in self._files}
 
     async def run(self) -> None:
         """Looks every interval, until cancelled."""

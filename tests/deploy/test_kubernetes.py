@@ -167,6 +167,16 @@ def test_pod_has_the_time_that_the_server_takes(path: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("path", BUILDS)
+def test_what_hangs_is_restarted_at_once(path: str) -> None:
+    """Its streams have nothing to wait for, so it does not get the time of a drain."""
+    made = build(path)
+    liveness = made.server["livenessProbe"]
+    noticing_s = liveness["periodSeconds"] * liveness["failureThreshold"]
+    assert noticing_s + liveness["terminationGracePeriodSeconds"] <= 30
+    assert liveness["terminationGracePeriodSeconds"] < made.pod["spec"]["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("path", BUILDS)
 def test_selectors_select_the_server_and_nothing_else(path: str) -> None:
     made = build(path)
     labels = made.pod["metadata"]["labels"]

@@ -64,6 +64,7 @@ METRICS: dict[str, Metric] = {
     names.SERVING: _metric("guardwire_health_serving", "gauge"),
     names.START_TIME: _metric("guardwire_process_start_time_seconds", "gauge"),
     names.CERTIFICATE_EXPIRY: _metric("guardwire_tls_certificate_expiry_seconds", "gauge"),
+    names.CONFIG_REFUSED: _metric("guardwire_config_refused", "gauge", "guardwire_setting"),
 }
 """By the instrument's name."""
 

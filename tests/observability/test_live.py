@@ -98,8 +98,9 @@ async def _change_files(server: SecuredServer, prometheus: Prometheus) -> None:
         pass
     server.files.write_policies("explode")
     server.files.renew_certificate()
-    await prometheus.until('guardwire_config_reloads_total{guardwire_outcome="refused"}')
-    await prometheus.until('guardwire_config_reloads_total{guardwire_setting="tls_cert"}')
+    await prometheus.until('guardwire_config_refused{guardwire_setting="policies_file"} == 1')
+    await prometheus.until('guardwire_config_reloads_total{guardwire_setting="tls_cert", guardwire_outcome="taken"}')
+    await prometheus.until('guardwire_config_refused{guardwire_setting="tls_cert"} == 0')
 
 
 async def _ask(prometheus: Prometheus) -> Observed:
@@ -205,11 +206,11 @@ def test_alerts_tell_what_is_wrong_and_nothing_else(observed: Observed) -> None:
     states = {rule["name"]: rule["state"] for rule in observed.rules if rule["type"] == "alerting"}
     assert set(states) == set(alerts())
     assert {name for name in WELL if states[name] != "inactive"} == set()
-    assert states["GuardwireReloadRefused"] == "firing"
+    assert states["GuardwireReloadRefused"] == "pending"  # it waits for a minute
     assert states["GuardwireStreamsFail"] == "pending"  # one in eight, and it waits for five minutes
     (refused,) = (rule["alerts"] for rule in observed.rules if rule["name"] == "GuardwireReloadRefused")
     assert [alert["labels"]["guardwire_setting"] for alert in refused] == ["policies_file"]
-    assert "A change of policies_file was refused (1 within the last hour)" in refused[0]["annotations"]["description"]
+    assert refused[0]["annotations"]["description"].startswith("What policies_file of ")
 
 
 def test_the_metrics_are_those_of_the_contract(observed: Observed) -> None:

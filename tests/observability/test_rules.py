@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+import guardwire_server
+from guardwire_server.telemetry.streams import FAULTS
 from tests.observability.contract import SERIES
 from tests.observability.deployed import RULE_TEST_FILES, RULES_FILE, alerts, recordings, rules
 from tests.observability.promql import grouping, matched, series
@@ -70,4 +72,34 @@ def test_rules_name_metrics_that_exist(rule: dict[str, Any]) -> None:
     assert named
     assert named <= set(SERIES) | PROMETHEUS_SERIES | recordings()
     known = {label for name in named & set(SERIES) for label in SERIES[name].labels} | TARGET_LABELS
+    known |= {label for other in rules() if other.get("record") in named for label in grouping(other["expr"])}
     assert grouping(rule["expr"]) | matched(rule["expr"]) <= known
+
+
+def test_streams_that_fail_are_those_that_a_server_counts_from_its_start() -> None:
+    (reasons,) = re.findall(r'guardwire_end_reason=~"([^"]+)"', alerts()["GuardwireStreamsFail"]["expr"])
+    assert set(reasons.split("|")) == set(FAULTS)
+    sources = "".join(path.read_text() for path in Path(guardwire_server.__file__).parent.rglob("*.py"))
+    raised = re.findall(r'Engine(?:Error|Unavailable)\(\s*"([A-Z_]+)"', sources)
+    assert set(FAULTS) == {reason.lower() for reason in raised} - {"stopped"}  # which nobody is left to be told of
+
+
+RARE = re.compile(
+    r"(?:rpc_server_call_duration_seconds_count|guardwire_request_rejected_total|guardwire_decision_taken_total)"
+    r"(?:\{[^}]*\})?"
+)
+"""Counters of which a series begins with its first events, as rules choose them."""
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [rule for rule in rules() if RARE.search(rule["expr"])],
+    ids=lambda rule: rule.get("alert") or rule["record"],
+)
+def test_rules_see_what_a_counter_is_born_with(rule: dict[str, Any]) -> None:
+    """A counter that is younger than the window is taken as it is, any other by how much it rose."""
+    (selector,) = set(RARE.findall(rule["expr"]))
+    (window,) = set(re.findall(r"\[(\w+)\]", rule["expr"]))
+    born = f"(max_over_time({selector}[{window}]) unless {selector} offset {window})"
+    assert f"{born} or increase({selector}[{window}])" in " ".join(rule["expr"].split())
+    assert len(RARE.findall(rule["expr"])) == 3

@@ -56,8 +56,9 @@ async def answer_actions(call: StreamCall, *requests: pb.ModerateStreamRequest) 
 
 
 async def test_new_streams_get_the_new_policies_and_open_ones_keep_theirs(
-    start_server: StartServer, path: Path
+    start_server: StartServer, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     write(path, policies("flag"))
     server = await start(start_server, path)
     before = await taken(server, path)
@@ -69,6 +70,7 @@ async def test_new_streams_get_the_new_policies_and_open_ones_keep_theirs(
         write(path, policies("block", "own"))
         after = await taken(server, path)
         assert after.policies_version != before.policies_version
+        assert f"policies_file: version {after.policies_version} is in force" in caplog.messages
         assert [policy.name for policy in after.policies] == ["default", "own"]
         assert after.policies[0].assistant.unsafe == pb.ACTION_BLOCK
         assert await answer_actions(late, opening(), UNSAFE_ANSWER) == [pb.ACTION_BLOCK]

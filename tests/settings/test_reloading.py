@@ -102,10 +102,12 @@ async def test_an_invalid_file_keeps_the_old_content_and_is_told_once(watched: W
     assert await watched.check() == [told]
     assert {record.levelno for record in watched.caplog.records} == {logging.ERROR}
     assert (watched.file.value, watched.changes, watched.reports) == (1, [], [("a_file", False)])
+    assert watched.reloader.is_refused == {"a_file": True}
     write(watched.path, "more")  # another mistake
     assert await watched.check() == [told]
     write(watched.path, "3")
     assert await watched.check() == ["a_file: reloaded"]
+    assert watched.reloader.is_refused == {"a_file": False}
     assert (watched.file.value, watched.changes) == (3, [3])
     assert watched.reports == [("a_file", False), ("a_file", False), ("a_file", True)]
 
@@ -224,10 +226,16 @@ async def test_a_fault_of_ours_neither_stops_the_others_nor_changes_anything(
     is_broken = True
     write(watched.path, "2")
     reports: list[tuple[str, bool]] = []
-    await Reloader([broken, watched.file], 1.0, lambda *report: reports.append(report)).check()
+    reloader = Reloader([broken, watched.file], 1.0, lambda *report: reports.append(report))
+    for _ in range(2):
+        await reloader.check()
+    assert reloader.is_refused == {"broken": True, "a_file": False}
     assert reports == [("broken", False), ("a_file", True)]
     assert (broken.value, watched.file.value) == (1, 2)
-    assert "broken: the changed file could not be taken, the old content stays" in caplog.messages
+    assert caplog.messages.count("broken: the changed file could not be taken, the old content stays") == 1
+    is_broken = False
+    await reloader.check()
+    assert reloader.is_refused == {"broken": False, "a_file": False}
 
 
 async def test_files_are_read_beside_the_event_loop_and_taken_on_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from guardwire_server.telemetry.server import ServerTelemetry
 from tests.rpc.messages import answer_ids, finish, opening, tokens, user
 from tests.rpc.running_server import RunningServer
 from tests.telemetry.conftest import VERSION, StartTelemetry
-from tests.telemetry.otlp_sink import OtlpSink
+from tests.telemetry.otlp_sink import OtlpSink, points
 
 NAMES = {
     name: value
@@ -61,16 +61,15 @@ async def test_every_instrument_arrives_with_its_unit_and_buckets(observed: Runn
 async def test_counts_are_those_of_what_was_done(observed: RunningServer, sink: OtlpSink) -> None:
     for num_tokens in (3, 5):
         await moderate(observed, num_tokens)
-    num_probes = 1  # health judges a token of its own at start
     judged = 0.0
     for level in ("safe", "controversial", "unsafe"):
         judged += (await sink.point(names.TOKENS_JUDGED, guardwire__risk_level=level)).value
-    while judged < 8 + num_probes:  # what arrived first may be older
+    while judged < 8:  # what arrived first may be older
         judged = 0.0
         for level in ("safe", "controversial", "unsafe"):
             judged += (await sink.point(names.TOKENS_JUDGED, guardwire__risk_level=level)).value
         await observed.info()
-    assert judged == 8 + num_probes
+    assert judged == 8  # and not the token of its own that health has judged at start
     assert (await sink.point(names.SESSIONS_OPENED, at_least=2)).value == 2
     assert (await sink.point(names.SESSIONS_ENDED, at_least=2, guardwire__end_reason="finished")).value == 2
     assert (await sink.point(names.TIME_TO_PROMPT_VERDICT, at_least=2)).count == 2
@@ -88,6 +87,7 @@ def state(**values: object) -> ServerState:
         "is_serving": False,
         "started_s": 1.7e9,
         "certificate_expiry_s": None,
+        "is_refused": {},
     }
     return ServerState(**(known | values))  # type: ignore[arg-type]
 
@@ -123,6 +123,13 @@ def state(**values: object) -> ServerState:
         (state(is_serving=True), names.SERVING, {}, 1),
         (state(max_sessions=9, stream=EngineLoad()), names.SESSIONS_LIMIT, {}, 9),
         (state(), names.START_TIME, {}, 1.7e9),
+        (state(is_refused={"tls_cert": True}), names.CONFIG_REFUSED, {names.SETTING: "tls_cert"}, 1),
+        (
+            state(is_refused={"tls_cert": True, "access_file": False}),
+            names.CONFIG_REFUSED,
+            {names.SETTING: "access_file"},
+            0,
+        ),
     ],
 )
 async def test_observed_instruments_tell_the_state(
@@ -144,7 +151,9 @@ async def test_what_is_not_served_is_not_told(sink: OtlpSink, start_telemetry: S
     telemetry = start_telemetry(otlp_endpoint=sink.endpoint)
     ServerTelemetry(VERSION, meter_provider=telemetry.meter_provider).observe(state)
     await sink.point(names.SERVING)
-    assert set(sink.metrics) == {names.SERVING, names.START_TIME}
+    assert set(sink.metrics) == {names.SERVING, names.START_TIME, names.SESSIONS_ENDED}
+    # How streams end is counted from the start, before anybody knows whether there will be any.
+    assert [point.value for point in points(sink.metrics[names.SESSIONS_ENDED].item) if point.value] == []
 
 
 async def test_a_reload_is_counted(sink: OtlpSink, start_telemetry: StartTelemetry) -> None:
@@ -157,3 +166,12 @@ async def test_a_reload_is_counted(sink: OtlpSink, start_telemetry: StartTelemet
             names.RELOADS, at_least=count, guardwire__setting="policies_file", guardwire__outcome=outcome
         )
         assert point.value == count
+
+
+async def test_how_streams_end_is_told_before_any_has(sink: OtlpSink, start_telemetry: StartTelemetry) -> None:
+    """What begins with a burst has risen by nothing for whoever sees it first."""
+    telemetry = start_telemetry(otlp_endpoint=sink.endpoint)
+    ServerTelemetry(VERSION, meter_provider=telemetry.meter_provider)
+    for reason in ("device_lost", "step_failed", "internal", "finished", "blocked", "abandoned"):
+        assert (await sink.point(names.SESSIONS_ENDED, guardwire__end_reason=reason)).value == 0
+    assert len(points(sink.metrics[names.SESSIONS_ENDED].item)) == 6

@@ -134,6 +134,16 @@ SECURITY = Row(
             COUNT,
             {"{{guardwire_setting}} {{guardwire_outcome}}": f"sum by ({_BY_RELOAD}) ({_RELOADED})"},
             kind="stat",
+            width=6,
+        ),
+        Panel(
+            "Files that are refused",
+            "On how many servers what a file says now is not in force, because it has a mistake.",
+            COUNT,
+            {"{{guardwire_setting}}": f"sum by (guardwire_setting) (guardwire_config_refused{{{HERE}}})"},
+            kind="stat",
+            width=6,
+            thresholds=((1, "red"),),
         ),
         Panel(
             "Certificate",
@@ -141,6 +151,7 @@ SECURITY = Row(
             DAYS,
             {"days left": f"(min(guardwire_tls_certificate_expiry_seconds{{{HERE}}}) - time()) / 86400"},
             kind="stat",
+            width=6,
             color="red",
             thresholds=((3, "orange"), (14, "green")),
         ),
@@ -150,6 +161,7 @@ SECURITY = Row(
             TIME,
             {"started": f"1000 * max(guardwire_process_start_time_seconds{{{HERE}}})"},
             kind="stat",
+            width=6,
         ),
     ),
 )

@@ -4,7 +4,7 @@ What happens once a step, a stream or a call is recorded as it happens. What is 
 arises (core.observation) and read when somebody collects, which costs tokens nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,6 +77,7 @@ GAUGES = (
     Declaration(names.SERVING, "{boolean}", "1 while health says SERVING, else 0."),
     Declaration(names.START_TIME, "s", "When the server was started, in Unix time."),
     Declaration(names.CERTIFICATE_EXPIRY, "s", "When the server's certificate expires, in Unix time."),
+    Declaration(names.CONFIG_REFUSED, "{boolean}", "1 while what a setting's file says is refused, else 0."),
 )
 
 
@@ -86,7 +87,10 @@ def of_tenant(tenant: str | None) -> dict[str, str]:
 
 
 class ServerState(NamedTuple):
-    """What the observed instruments tell; an engine's load is None where its model is not served."""
+    """What the observed instruments tell.
+
+    An engine's load is None where its model is not served. `is_refused` holds the settings whose files may change.
+    """
 
     num_sessions: int
     max_sessions: int
@@ -96,6 +100,7 @@ class ServerState(NamedTuple):
     is_serving: bool
     started_s: float
     certificate_expiry_s: float | None
+    is_refused: Mapping[str, bool]
 
 
 class Instruments:
@@ -168,6 +173,8 @@ def _values(state: ServerState, name: str) -> list[tuple[float, dict[str, str]]]
             (state.gen.num_reused_tokens, {names.PREFIX: "reused"}),
             (state.gen.num_step_tokens, {names.PREFIX: "computed"}),
         ]
+    if name == names.CONFIG_REFUSED:
+        return [(float(is_refused), {names.SETTING: setting}) for setting, is_refused in state.is_refused.items()]
     single: dict[str, float | None] = {
         names.SESSIONS_ACTIVE: state.num_sessions if state.stream else None,
         names.SESSIONS_LIMIT: state.max_sessions if state.stream else None,

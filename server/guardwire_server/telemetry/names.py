@@ -31,6 +31,7 @@ CLASSIFY_PASSES = "guardwire.classify.passes"
 CLASSIFY_TOKENS = "guardwire.classify.tokens"
 REJECTIONS = "guardwire.request.rejected"
 RELOADS = "guardwire.config.reloads"
+CONFIG_REFUSED = "guardwire.config.refused"  # gauge: for as long as it lasts, which RELOADS does not tell
 CERTIFICATE_EXPIRY = "guardwire.tls.certificate_expiry"
 SERVING = "guardwire.health.serving"
 START_TIME = "guardwire.process.start_time"  # gauge, Unix time in seconds: it changes with every restart

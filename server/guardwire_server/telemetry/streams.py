@@ -12,7 +12,15 @@ from dataclasses import replace
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Tracer
 
-from guardwire_server.core.events import DecisionTaken, PromptVerdict, StreamEnded, StreamOpened, SummaryGiven, Update
+from guardwire_server.core.events import (
+    DecisionTaken,
+    EndReason,
+    PromptVerdict,
+    StreamEnded,
+    StreamOpened,
+    SummaryGiven,
+    Update,
+)
 from guardwire_server.telemetry import names
 from guardwire_server.telemetry.decisions import DecisionTelemetry
 from guardwire_server.telemetry.evaluations import Evaluated, Evaluation
@@ -21,6 +29,9 @@ from guardwire_server.telemetry.steps import StepTelemetry
 
 ABANDONED = "abandoned"
 """How a stream ended whose call was gone before anything could be told."""
+
+FAULTS = ("internal", "step_failed", "device_lost")
+"""How streams end by the server's fault while it runs, as the reasons of the errors in lower case."""
 
 
 class StreamInstruments:
@@ -34,6 +45,10 @@ class StreamInstruments:
         self.decisions = decisions
         self.opened = instruments.counter(names.SESSIONS_OPENED)
         self.ended = instruments.counter(names.SESSIONS_ENDED)
+        # A lost device ends all streams at once, and its server is restarted soon after. A series that began with them
+        # would begin at its last value, and nobody who asks how much it rose would ever hear of them.
+        for reason in (*(end.value for end in EndReason), ABANDONED, *FAULTS):
+            self.ended.add(0, {names.END_REASON: reason})
         self.lag = instruments.histogram(names.VERDICT_LAG)
         self.time_to_prompt_verdict = instruments.histogram(names.TIME_TO_PROMPT_VERDICT)
 
