@@ -130,7 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waits_for)
     @rule()
     def fail_a_step(self) -> None:
-        for chunk in self.plan().chunks:
+        plan = self.plan()
+        self.arena.carry_out(plan)
+        for chunk in plan.chunks:
+            self.take(chunk)  # what was planned counts, too: evictions, and what was copied
             self.forget(chunk.seq_id)
 
     @invariant()
