@@ -12,7 +12,7 @@ from tests.fuzz.live_calls import check_stream
 from tests.fuzz.sequences import sequences
 from tests.fuzz.tried_server import TriedServer
 
-NUM_SEQUENCES = 1000
+NUM_SEQUENCES = 1300
 
 
 @pytest.fixture
