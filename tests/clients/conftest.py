@@ -5,20 +5,15 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from guardwire import AsyncClient
-from tests.clients.fake_server import FakeServer
+from tests.clients.fake_server import FakeServer, running
 from tests.clients.recorded_spans import RecordedSpans
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeServer]:
     """The fake server, which must have no call left when the test is over."""
-    fake_server = FakeServer()
-    server = await fake_server.start()
-    try:
+    async with running(FakeServer()) as fake_server:
         yield fake_server
-        await fake_server.wait_idle()
-    finally:
-        await server.stop(None)
 
 
 @pytest.fixture

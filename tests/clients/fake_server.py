@@ -7,11 +7,12 @@ decide: BLOCK for Unsafe, FLAG for Controversial.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2
@@ -70,6 +71,9 @@ def tokenizer_fingerprint() -> str:
     lines = [f"{token_id}\t{token}\n" for token, token_id in VOCABULARY.items()]
     lines.append(f"{len(VOCABULARY)}\t<|im_end|>\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+_FakeT = TypeVar("_FakeT", bound="FakeServer")
 
 
 class FakeServer(pb_grpc.ModerationServiceServicer):
@@ -293,3 +297,14 @@ async def _abort(context: Context, failure: Failure) -> None:
         packed.Pack(detail)
         status.details.append(packed)
     await context.abort_with_status(rpc_status.to_status(status))
+
+
+@contextlib.asynccontextmanager
+async def running(fake: _FakeT) -> AsyncIterator[_FakeT]:
+    """Serves; at the end of the block no call may be left."""
+    server = await fake.start()
+    try:
+        yield fake
+        await fake.wait_idle()
+    finally:
+        await server.stop(None)

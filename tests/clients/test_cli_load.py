@@ -21,7 +21,7 @@ from guardwire.load_run import LoadOptions, LoadRun
 from guardwire.load_schedule import Pace, Schedule
 from guardwire.v1 import moderation_pb2 as pb
 from tests.clients.command import environment, run_python
-from tests.clients.fake_server import Context, Failure, FakeServer
+from tests.clients.fake_server import Context, Failure, FakeServer, running
 
 FULL = Failure(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -71,13 +71,8 @@ class LoadedServer(FakeServer):
 
 @pytest.fixture
 async def fake() -> AsyncIterator[LoadedServer]:
-    fake_server = LoadedServer()
-    server = await fake_server.start()
-    try:
+    async with running(LoadedServer()) as fake_server:
         yield fake_server
-        await fake_server.wait_idle()
-    finally:
-        await server.stop(None)
 
 
 async def measure(

@@ -46,6 +46,17 @@ def begun(protocol: ManyProtocol) -> int:
     return stream_id
 
 
+def test_no_message_has_more_requests_than_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_protocol, "MAX_REQUESTS", 3)
+    protocol = ManyProtocol()
+    streams = [protocol.new_stream() for _ in range(4)]
+    for stream_id in streams:
+        protocol.add(stream_id, [OPEN])
+    assert taken(protocol) == [(stream_id, OPEN) for stream_id in streams[:3]]
+    assert taken(protocol) == [(streams[3], OPEN)]
+    assert taken(protocol) == []
+
+
 def test_what_gathers_goes_together_and_each_stream_keeps_its_order() -> None:
     protocol = ManyProtocol()
     first, second = protocol.new_stream(), protocol.new_stream()
