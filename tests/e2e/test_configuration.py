@@ -4,16 +4,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from guardwire_server.cli import main
 from guardwire_server.config import ServerConfig, load_config
-from guardwire_server.core.errors import StartupError
 from guardwire_server.policy_file import load_policies
 from tests.e2e.conftest import StartProcess
 from tests.process_logging import restored_logging  # noqa: F401 a fixture
+from tests.settings.refusal import refusal
 
 pytestmark = pytest.mark.usefixtures("restored_logging")  # commands set the process's logging up
 
@@ -30,12 +29,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     return tmp_path / "guardwire.yaml"
-
-
-def refusal(flags: dict[str, Any], environment: dict[str, str]) -> str:
-    with pytest.raises(StartupError) as raised:
-        load_config(flags, environment)
-    return raised.value.message
 
 
 def test_file_then_environment_then_flag(config_file: Path) -> None:

@@ -1,24 +1,17 @@
 """Settings that are refused: by the name that their source gives them, and in words that help."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from guardwire_server.config import load_config
-from guardwire_server.core.errors import StartupError
 from guardwire_server.model.checkpoint_device import DTYPES
+from tests.settings.refusal import refusal
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     return tmp_path / "guardwire.yaml"
-
-
-def refusal(flags: dict[str, Any], environment: dict[str, str]) -> str:
-    with pytest.raises(StartupError) as raised:
-        load_config(flags, environment)
-    return raised.value.message
 
 
 @pytest.mark.parametrize(
