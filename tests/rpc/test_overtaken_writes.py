@@ -1,5 +1,6 @@
 """Calls that end while the server writes to them: nobody is left to be told, and nothing has gone wrong."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -58,6 +59,24 @@ async def test_an_overtaken_piece_of_a_tokenizer(
     monkeypatch.setattr(BoundedWrites, "write", overtaken)
     call = server.stub.GetTokenizer(pb.GetTokenizerRequest())
     assert await call.code() is grpc.StatusCode.CANCELLED
+    assert not caplog.records
+
+
+async def test_a_status_after_an_overtaken_first_response(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC takes the metadata for not sent, sends it again with the status, and fails: no error of anybody's."""
+    writes_begun: set[asyncio.Task[None]] = set()
+
+    async def begin(writes: BoundedWrites, response: pb.GetTokenizerResponse) -> None:
+        writes_begun.add(asyncio.create_task(writes._context.write(response)))
+        await asyncio.sleep(0)
+        await overtaken()
+
+    monkeypatch.setattr(BoundedWrites, "write", begin)
+    call = server.stub.GetTokenizer(pb.GetTokenizerRequest(), timeout=0.5)
+    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # a status has not come
+    await asyncio.gather(*writes_begun)
     assert not caplog.records
 
 

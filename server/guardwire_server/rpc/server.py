@@ -1,6 +1,7 @@
 """The gRPC servers: their options, their services, their start and their end."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Sequence
 
@@ -46,6 +47,17 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the same port is a mistake, not a load balancer.
     ("grpc.so_reuseport", 0),
 )
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a line of gRPC's says more than that a caller had gone when its status was to be sent.
+
+    grpc.aio logs that as an error wherever it has not yet heard of the end, such as a deadline's.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 
 def check_address(address: str, setting: str = "listen") -> None:
