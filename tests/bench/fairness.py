@@ -79,8 +79,8 @@ class Lags:
 async def measure_fairness(checkpoint: Path, settings: Settings) -> dict[str, object]:
     """Verdict lags without and with a prompt being read, the ratio of their p99s, and the seconds of a prompt."""
     async with (
-        server_process("--stream-model", str(checkpoint), *FLAGS) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        server_process("--stream-model", str(checkpoint), *FLAGS) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: Stub = moderation_pb2_grpc.ModerationServiceStub(channel)
         model = (await stub.GetServerInfo(pb.GetServerInfoRequest())).models[0]

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tests.bench.front_end_load import Burst, connected, push_on_calls, push_together
-from tests.bench.module_process import module_process
 from tests.bench.progress import say
+from tests.bench.server_process import module_process
 from tests.bench.settings import Settings
 
 NUM_CONVERSATIONS = 256  # of the second comparison: as many as the server's default takes in a step

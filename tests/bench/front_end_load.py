@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
-from tests.bench.module_process import ServingProcess
+from tests.bench.server_process import ServerProcess
 
 NUM_WARM_UP = 10
 TOKEN_ID = 1000  # which one it is does not matter, as long as it is no control token
@@ -42,14 +42,14 @@ class Burst:
 
 
 @contextlib.asynccontextmanager
-async def connected(process: ServingProcess) -> AsyncIterator["_Stub"]:
+async def connected(process: ServerProcess) -> AsyncIterator["_Stub"]:
     """A stub with a channel of its own."""
     async with grpc.aio.insecure_channel(process.address) as channel:
         yield moderation_pb2_grpc.ModerationServiceStub(channel)
 
 
 async def push_on_calls(
-    process: ServingProcess, stub: "_Stub", num_calls: int, num_tokens: int, *, opens: bool = True
+    process: ServerProcess, stub: "_Stub", num_calls: int, num_tokens: int, *, opens: bool = True
 ) -> Burst:
     """Lets every conversation push so many tokens on a call of its own; `opens` is False for a server without state."""
     calls = [stub.ModerateStream() for _ in range(num_calls)]
@@ -66,7 +66,7 @@ async def push_on_calls(
 
 
 async def push_together(
-    process: ServingProcess, stub: "_Stub", num_conversations: int, num_steps: int, *, packed: bool
+    process: ServerProcess, stub: "_Stub", num_conversations: int, num_steps: int, *, packed: bool
 ) -> Burst:
     """Lets conversations share a call: each message is a step of the caller's engine, a token for every one of them."""
     call = stub.ModerateStreams()
@@ -87,7 +87,7 @@ async def push_together(
 class Stopwatch:
     """Measures from its creation to `burst`."""
 
-    def __init__(self, process: ServingProcess) -> None:
+    def __init__(self, process: ServerProcess) -> None:
         self._process = process
         self._cpu_s = process.cpu_s()
         self._started_s = time.perf_counter()

@@ -171,9 +171,14 @@ def _sweep_table(result: Result) -> Table:
 def _telemetry_table(result: Result) -> Table:
     telemetry, num_streams = result["telemetry"], result["settings"]["num_streams"]
     return (
-        (f"telemetry, {num_streams} streams", "tokens/s", "us a token without a model"),
+        (f"telemetry, {num_streams} streams", "tokens/s", "ms computed a token", "us without a model"),
         [
-            (label, f"{telemetry[f'{side}_tokens_per_s']:.1f}", f"{telemetry[f'noop_{side}_cpu_us']:.0f}")
+            (
+                label,
+                f"{telemetry[f'{side}_tokens_per_s']:.1f}",
+                f"{telemetry[f'{side}_cpu_ms']:.2f}",
+                f"{telemetry[f'noop_{side}_cpu_us']:.0f}",
+            )
             for label, side in (("off", "off"), ("all on", "on"))
         ],
     )

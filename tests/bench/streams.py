@@ -60,8 +60,8 @@ class Burst:
 async def measure_streams(checkpoint: Path, settings: Settings) -> dict[str, object]:
     """Tokens per second of one stream and of many, their ratio, and the sequences that an engine step takes."""
     async with (
-        server_process("--stream-model", str(checkpoint), *FLAGS) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        server_process("--stream-model", str(checkpoint), *FLAGS) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: Stub = moderation_pb2_grpc.ModerationServiceStub(channel)
         model = (await stub.GetServerInfo(pb.GetServerInfoRequest())).models[0]

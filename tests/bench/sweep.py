@@ -36,8 +36,8 @@ async def measure_sweep(checkpoint: Path, settings: Settings) -> dict[str, objec
     """A point for every number of streams: tokens per second, percentiles of the lag, sequences of an engine step."""
     numbers = NUM_STREAMS[settings.name]
     async with (
-        server_process("--stream-model", str(checkpoint), *FLAGS) as address,
-        grpc.aio.insecure_channel(address) as channel,
+        server_process("--stream-model", str(checkpoint), *FLAGS) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: Stub = moderation_pb2_grpc.ModerationServiceStub(channel)
         model = (await stub.GetServerInfo(pb.GetServerInfoRequest())).models[0]
