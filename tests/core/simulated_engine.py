@@ -98,7 +98,10 @@ class Stream:
 
     def _handle_shortly(self, event: ev.Event) -> ev.Output | None:
         if isinstance(event, ev.TokensJudged):
-            return self.session.take_safe(event, self.now_s)
+            if len(event.verdicts) > 1 or not event.verdicts.is_safe(0):
+                return None
+            index = self.session.take_safe(event.position, self.now_s)
+            return None if index is None else ev.TokenVerdicts(index, event.verdicts)
         if not isinstance(event, ev.TokensPushed) or event.start_index is not None or len(event.token_ids) != 1:
             return None
         if not self.session.push_token(event.token_ids[0], self.now_s):

@@ -21,6 +21,7 @@ from guardwire_server.engine.stream_engine import (
     SequenceEvent,
     SequenceMessage,
     StreamEngine,
+    TokenJudged,
 )
 from tests.core.fakes import ids, model_verdict, packed
 from tests.engine.fakes import FakeStreamBackend, scheduler
@@ -45,11 +46,18 @@ class Harness:
         """Opens a sequence of tokens that are all to be judged."""
         self.send(seq_id, OpenSequence(), extend(*token_ids))
 
-    def run(self) -> list[SequenceEvent]:
+    def step(self) -> list[tuple[int, EngineEvent]]:
+        """The events of one step."""
+        return [
+            (seq_id, event.as_run() if isinstance(event, TokenJudged) else event)
+            for seq_id, event in self.engine.step()
+        ]
+
+    def run(self) -> list[tuple[int, EngineEvent]]:
         """Steps until nothing is pending; returns all events."""
-        events: list[SequenceEvent] = []
+        events: list[tuple[int, EngineEvent]] = []
         while self.engine.has_work:
-            events += self.engine.step()
+            events += self.step()
         return events
 
 
@@ -61,7 +69,7 @@ def judged(epoch: int, position: int, *contexts: Sequence[int]) -> TokensJudged:
     return TokensJudged(epoch, position, packed(model_verdict(context) for context in contexts))
 
 
-def events_of(seq_id: int, events: Sequence[SequenceEvent]) -> list[EngineEvent]:
+def events_of(seq_id: int, events: Sequence[tuple[int, EngineEvent]]) -> list[EngineEvent]:
     return [event for other, event in events if other == seq_id]
 
 
@@ -69,7 +77,7 @@ def test_readings_become_events_at_their_positions() -> None:
     harness = Harness()
     harness.send(1, OpenSequence(), extend(20, 21, 22, reads=(NOTHING, QUERY, NOTHING)), extend(23, 24))
     harness.send(2, OpenSequence(), extend(30, 31, reads=(QUERY, QUERY)))
-    events = harness.engine.step()
+    events = harness.step()
     assert events_of(1, events) == [
         PromptJudged(0, 1, model_verdict([20, 21], is_query=True)),
         judged(0, 3, [20, 21, 22, 23], [20, 21, 22, 23, 24]),
@@ -114,7 +122,7 @@ def test_a_failing_step_costs_its_sequences_and_no_others(caplog: pytest.LogCapt
     harness.begin(1, 20)
     harness.begin(2, 20)
     harness.backend.num_failures_to_come = 1
-    ((seq_id, event),) = harness.engine.step()
+    ((seq_id, event),) = harness.step()
     assert seq_id == 1
     assert isinstance(event, SequenceFailed)
     error = event.error
@@ -131,7 +139,7 @@ def test_commands_for_a_failed_sequence_are_passed_over() -> None:
     harness = Harness()
     harness.begin(1, 20)
     harness.backend.num_failures_to_come = 1
-    harness.engine.step()
+    harness.step()
     harness.send(1, extend(21), TruncateSequence(0, 1), CloseSequence())
     assert harness.run() == []
     assert harness.engine.load == EngineLoad(num_steps=0)
@@ -159,7 +167,7 @@ def test_giving_everything_up() -> None:
 def test_deliver_passes_events_on() -> None:
     harness = Harness()
     harness.begin(1, 20)
-    events = harness.engine.step()
+    events = harness.step()
     assert harness.delivered == []
     harness.engine.deliver(events)
     assert harness.delivered == events
@@ -177,8 +185,8 @@ def test_the_load_counts_steps_sequences_and_tokens(monkeypatch: pytest.MonkeyPa
         return step_backend(plan)
 
     monkeypatch.setattr(harness.backend, "step", step)
-    harness.engine.step()
+    harness.step()
     assert during == [EngineLoad(num_sequences=2, num_pending_tokens=5)]
     assert harness.engine.load == EngineLoad(2, 1, 128 / 1024, 1, 2, 4, 0, num_judged=(3, 0, 1))
-    harness.engine.step()
+    harness.step()
     assert harness.engine.load == EngineLoad(2, 0, 128 / 1024, 2, 3, 5, 0, num_judged=(3, 0, 2))

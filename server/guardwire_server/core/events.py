@@ -13,6 +13,8 @@ from guardwire_server.core.errors import RequestError, WrongState
 from guardwire_server.core.policy import Action, Decision, Policy
 from guardwire_server.core.verdict import Category, Message, RiskLevel, Verdict, VerdictArrays
 
+_NO_OFFSETS = array("Q")  # shared by all that have none
+
 
 class Thinking(Enum):
     """Whether the language model writes its reasoning before the answer."""
@@ -219,8 +221,8 @@ class TokenVerdicts(NamedTuple):
 
     start_index: int
     verdicts: VerdictArrays
-    text_end_offsets: "array[int]"
-    scaffold: bytes
+    text_end_offsets: "array[int]" = _NO_OFFSETS
+    scaffold: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,6 @@ from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transcript import Transcript
 from guardwire_server.core.transitions import HANDLERS, State, wrong_state
 
-_NO_OFFSETS = array("Q")
-
 
 class Session:
     """One stream. Owner and thread: the session manager, on the event loop.
@@ -91,17 +89,16 @@ class Session:
         self._now_s = self._idle_since_s = now_s
         return True
 
-    def take_safe(self, event: ev.TokensJudged, now_s: float) -> ev.TokenVerdicts | None:
-        """The short way of one SAFE verdict: the report that alone follows.
+    def take_safe(self, position: int, now_s: float) -> int | None:
+        """The short way of one token judged, as SAFE: its index, if only a report of that verdict follows.
 
         None if nothing was done; then it must come as an event.
         """
-        is_plain = self._state is State.STREAMING and event.verdicts.is_one_safe and self._reporter.tells_all
-        index = self._transcript.pass_safe(event.position) if is_plain and not self._input.is_waiting else None
-        if index is None:
-            return None
-        self._now_s = self._idle_since_s = now_s
-        return ev.TokenVerdicts(index, event.verdicts, _NO_OFFSETS, b"")
+        is_plain = self._state is State.STREAMING and self._reporter.tells_all and not self._input.is_waiting
+        index = self._transcript.pass_safe(position) if is_plain else None
+        if index is not None:
+            self._now_s = self._idle_since_s = now_s
+        return index
 
     def _dispatch(self, event: ev.Event, outputs: list[ev.Output]) -> None:
         if self._state is State.ENDED:

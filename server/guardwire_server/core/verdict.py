@@ -170,10 +170,9 @@ class VerdictArrays:
         safe, controversial, unsafe = probabilities[3 * entry : 3 * entry + 3]
         return levels[entry], safe, controversial, unsafe, categories[entry], category_probabilities[entry]
 
-    @property
-    def is_one_safe(self) -> bool:
-        """Whether these are the verdict on a single token, and it is SAFE."""
-        return self._stop - self._start == 1 and self._columns[0][self._start] == _SAFE
+    def is_safe(self, index: int) -> bool:
+        """Whether the verdict on the token at `index`, 0 to len - 1, is SAFE."""
+        return self._columns[0][self._start + index] == _SAFE
 
     def count_by_level(self) -> tuple[int, int, int]:
         """How many are SAFE, CONTROVERSIAL and UNSAFE."""

@@ -33,6 +33,11 @@ class FollowedToken:
         self._on_lag = on_lag
         self._pushed: tuple[int, float] | None = None
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a token of the stream is followed, and not answered yet."""
+        return self._pushed is not None
+
     def follow(self, index: int, now_s: float) -> None:
         """Follows the token at `index`, pushed now, if there is room and none of this stream is followed."""
         if self._pushed is None and self._samples.has_room:

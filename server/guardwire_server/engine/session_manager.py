@@ -37,7 +37,7 @@ from guardwire_server.engine.stream_engine import (
     StreamEngine,
     TokenStep,
 )
-from guardwire_server.engine.stream_session import StreamSession
+from guardwire_server.engine.stream_session import OnVerdict, StreamSession
 
 TICK_S = 0.5
 """How often sessions look at their deadlines, which are seconds to hours."""
@@ -89,14 +89,19 @@ class SessionManager:
         return len(self._sessions)
 
     def open(
-        self, on_change: Callable[[], None] | None = None, observe: Callable[[int, str], StreamObserver] | None = None
+        self,
+        observe: Callable[[int, str], StreamObserver] | None = None,
+        *,
+        on_change: Callable[[], None] | None = None,
+        on_verdict: OnVerdict | None = None,
     ) -> StreamSession:
         """Admits a stream; use it as an async context manager, or close it.
 
         Args:
+            observe: Makes the observer of the stream once it is admitted, from its sequence's id and its own.
             on_change: Called whenever there may be something to take from it, or room for more. For whoever uses
                 `take_update` and `is_held` then, instead of `updates` and `ready_for_input`.
-            observe: Makes the observer of the stream once it is admitted, from its sequence's id and its own.
+            on_verdict: Offered the verdicts on single tokens from which nothing else follows, instead of updates.
 
         Raises:
             Overloaded: At `max_sessions`.
@@ -112,7 +117,7 @@ class SessionManager:
         seq_id = next(self._seq_ids)
         session = Session(self._session_limits, self.renderer, self.now_s())
         self._thread.submit(self._engine, SequenceMessage(seq_id, OpenSequence()))
-        stream = StreamSession(self, session, seq_id, on_change, observe)
+        stream = StreamSession(self, session, seq_id, observe, on_change, on_verdict)
         self._sessions[seq_id] = stream
         return stream
 

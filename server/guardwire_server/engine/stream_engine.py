@@ -17,6 +17,7 @@ from guardwire_server.core.events import (
 from guardwire_server.core.observation import EngineLoad, StepObserver
 from guardwire_server.core.scheduler import Scheduler
 from guardwire_server.core.step_plan import Read, StepPlan
+from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
 from guardwire_server.engine.faults import step_failed
 from guardwire_server.engine.step_watch import StepWatch
@@ -49,7 +50,30 @@ class TokenStep(NamedTuple):
     token_ids: "array[int]"
 
 
-SequenceEvent = tuple[int, EngineEvent]
+class TokenJudged(NamedTuple):
+    """The verdict on one token: that at `entry` of a step's. What `TokensJudged` says of several, for the commonest."""
+
+    epoch: int
+    position: int
+    step_verdicts: VerdictArrays
+    entry: int
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the verdict is SAFE."""
+        return self.step_verdicts.is_safe(self.entry)
+
+    @property
+    def verdicts(self) -> VerdictArrays:
+        """The verdict alone: a view."""
+        return self.step_verdicts.slice(self.entry, self.entry + 1)
+
+    def as_run(self) -> TokensJudged:
+        """The same as a run of one."""
+        return TokensJudged(self.epoch, self.position, self.verdicts)
+
+
+SequenceEvent = tuple[int, EngineEvent | TokenJudged]
 """A sequence's id and what became of it."""
 
 
@@ -171,21 +195,21 @@ class StreamEngine:
 
 def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]:
     """Deals the readings of a step out to its sequences, one event per run of consecutive readings."""
+    responses = readings.responses
     num_responses = num_queries = 0
-    for chunk in plan.chunks:
-        if chunk.reads == _ONE_RESPONSE:  # by far the most frequent
-            verdicts = readings.responses.slice(num_responses, num_responses + 1)
+    for seq_id, epoch, first, _, reads, _ in plan.chunks:
+        if reads == _ONE_RESPONSE:  # by far the most frequent
+            yield seq_id, TokenJudged(epoch, first, responses, num_responses)
             num_responses += 1
-            yield chunk.seq_id, TokensJudged(chunk.epoch, chunk.start, verdicts)
             continue
-        for start, stop, read in _runs(chunk.reads):
-            position = chunk.start + start
+        for start, stop, read in _runs(reads):
+            position = first + start
             if read == Read.RESPONSE:
-                verdicts = readings.responses.slice(num_responses, num_responses + stop - start)
+                verdicts = responses.slice(num_responses, num_responses + stop - start)
                 num_responses += stop - start
-                yield chunk.seq_id, TokensJudged(chunk.epoch, position, verdicts)
+                yield seq_id, TokensJudged(epoch, position, verdicts)
             elif read == Read.QUERY:
-                yield chunk.seq_id, PromptJudged(chunk.epoch, position, readings.queries[num_queries])
+                yield seq_id, PromptJudged(epoch, position, readings.queries[num_queries])
                 num_queries += 1
 
 

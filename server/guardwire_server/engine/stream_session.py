@@ -16,7 +16,6 @@ from guardwire_server.core.events import (
     RollbackRequested,
     StreamEnded,
     TextPushed,
-    TokensJudged,
     TokensPushed,
     TokenVerdicts,
     TruncateSequence,
@@ -27,14 +26,22 @@ from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
 from guardwire_server.core.transitions import State
+from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.lag_samples import FollowedToken
+from guardwire_server.engine.stream_engine import TokenJudged
 
 if TYPE_CHECKING:
     from guardwire_server.engine.session_manager import SessionManager
 
 MAX_JOINED_TOKENS = 4096
 """How many tokens' verdicts leave as one update: 80 KB on the wire."""
+
+OnVerdict = Callable[[int, VerdictArrays, int], bool]
+"""Offered the verdict on a token that is told next: the token's index, and which entry of which verdicts it is.
+
+True: it is told; False: it must wait as an update.
+"""
 
 
 class StreamSession:
@@ -48,14 +55,16 @@ class StreamSession:
         manager: "SessionManager",
         session: Session,
         seq_id: int,
-        on_change: Callable[[], None] | None,
         observe: Callable[[int, str], StreamObserver] | None,
+        on_change: Callable[[], None] | None,
+        on_verdict: OnVerdict | None,
     ) -> None:
         self._manager = manager
         self.session_id = secrets.token_hex(8)
         self._observer = observe(seq_id, self.session_id) if observe else None
         self._followed = FollowedToken(manager.lag_samples, self._observer.lagged) if self._observer else None
         self._on_change = on_change
+        self._on_verdict = on_verdict
         self._session = session
         self.seq_id = seq_id
         self._max_queued_updates = manager.limits.max_queued_updates
@@ -135,23 +144,32 @@ class StreamSession:
                 self._follow(now_s)
         return is_taken
 
-    def handle_result(self, event: EngineEvent, now_s: float) -> None:
+    def handle_result(self, event: EngineEvent | TokenJudged, now_s: float) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
         try:
-            update = self._session.take_safe(event, now_s) if isinstance(event, TokensJudged) else None
-            if update is None:
+            if not isinstance(event, TokenJudged):
                 self.handle(event)
                 return
-            self._updates.append(update)
-            # A verdict leaves less to wait for, so who listens goes on unless this update was one too many.
-            if not self._listens or len(self._updates) >= self._max_queued_updates:
-                self._update_flow()
-            self._announce_change()
+            index = self._session.take_safe(event.position, now_s) if event.is_safe else None
+            if index is None:
+                self.handle(event.as_run())
+            else:
+                self._report_safe(index, event)
         except Exception:
             self._updates.clear()
             self._end = StreamEnded(internal_error("a result could not be handled"))
             self._update_flow()
             self._announce_change()
+
+    def _report_safe(self, index: int, event: TokenJudged) -> None:
+        """Tells the caller of a SAFE verdict, from which nothing else follows."""
+        is_next = not self._updates and (self._followed is None or not self._followed.is_pending)
+        if self._on_verdict is None or not is_next or not self._on_verdict(index, event.step_verdicts, event.entry):
+            self._updates.append(TokenVerdicts(index, event.verdicts))
+            self._announce_change()
+        # A verdict leaves less to wait for, so who listens goes on unless this update was one too many.
+        if not self._listens or len(self._updates) >= self._max_queued_updates:
+            self._update_flow()
 
     async def handle_open(self, event: OpenRequested) -> None:
         """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""

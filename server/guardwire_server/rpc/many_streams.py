@@ -23,11 +23,12 @@ from guardwire_server.access.usage import Place, TenantUsage, renewed_usage
 from guardwire_server.core.errors import RequestError
 from guardwire_server.core.events import CallerEvent, InputEnded, InputRefused, OpenRequested, TokenVerdicts
 from guardwire_server.core.transitions import State, wrong_state
+from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.session_manager import SessionManager
 from guardwire_server.engine.stream_session import StreamSession
 from guardwire_server.rpc.caller import tenant_name
 from guardwire_server.rpc.catalogue import RequestLimits, ServedModel
-from guardwire_server.rpc.requests import RequestReader
+from guardwire_server.rpc.requests import MAX_STEP_TOKENS, RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error
 from guardwire_server.rpc.step_writer import StepWriter
 from guardwire_server.telemetry.server import ServerTelemetry
@@ -72,6 +73,7 @@ class ManyStreams:
         self._changed = asyncio.Event()
         self._has_input = True
         self._packs = False  # whether the caller has sent a packed message, and so reads them
+        self._step = StepWriter()
 
     async def take(self, message: pb.ModerateStreamsRequest) -> None:
         """Takes a message; returns when the next one may come.
@@ -193,7 +195,11 @@ class ManyStreams:
             try:
                 self._renew_usage()
                 place = undone.enter_context(self._usage.admit_stream())
-                stream = self._manager.open(partial(self._note, stream_id), self._observe)
+                stream = self._manager.open(
+                    self._observe,
+                    on_change=partial(self._note, stream_id),
+                    on_verdict=partial(self._take_verdict, stream_id),
+                )
             except RequestError as error:
                 self._refuse(stream_id, error)
                 return False
@@ -226,10 +232,19 @@ class ManyStreams:
         self._news[stream_id] = None
         self._changed.set()
 
+    def _take_verdict(self, stream_id: int, token_index: int, verdicts: VerdictArrays, entry: int) -> bool:
+        """Takes what a stream has to tell next right into the next packed message, if the caller reads those."""
+        if not self._packs or len(self._step) >= MAX_STEP_TOKENS:
+            return False
+        self._step.add(stream_id, token_index, verdicts, entry)
+        self._changed.set()
+        return True
+
     def _gather(self) -> pb.ModerateStreamsResponse:
         """The next responses, as many as a message takes; a stream whose last one this is leaves."""
-        message, step = pb.ModerateStreamsResponse(), StepWriter()
-        responses, num_tokens = message.responses, 0
+        message = pb.ModerateStreamsResponse()
+        step, self._step = self._step, StepWriter()
+        responses, num_tokens = message.responses, len(step)
         while self._refusals and len(responses) < MAX_RESPONSES:
             responses.append(self._refusals.popleft())
         while self._news and len(responses) < MAX_RESPONSES and num_tokens < MAX_TOKENS:

@@ -10,16 +10,31 @@ MAX_RUN = 8
 
 
 class StepWriter:
-    """Gathers verdicts on single tokens of many streams, packed. Owner: the call, for one message."""
+    """Gathers verdicts on single tokens of many streams, packed. Owner: the call, for one message.
+
+    Verdicts that come in the order in which they lie are not taken apart: `_start` to `_stop` - 1 of `_whole` have come
+    last.
+    """
 
     def __init__(self) -> None:
         self._stream_ids: list[int] = []
         self._token_indices: list[int] = []
         self._verdicts: list[VerdictArrays] = []
+        self._whole: VerdictArrays | None = None
+        self._start = self._stop = 0
 
-    def __bool__(self) -> bool:
-        """Whether anything was taken."""
-        return bool(self._verdicts)
+    def __len__(self) -> int:
+        """How many tokens' verdicts were taken."""
+        return len(self._stream_ids)
+
+    def add(self, stream_id: int, token_index: int, verdicts: VerdictArrays, entry: int) -> None:
+        """Takes the verdict on one token: that at `entry`."""
+        self._stream_ids.append(stream_id)
+        self._token_indices.append(token_index)
+        if verdicts is not self._whole or entry != self._stop:
+            self._end_run()
+            self._whole, self._start = verdicts, entry
+        self._stop = entry + 1
 
     def take(self, stream_id: int, update: Update) -> int:
         """Takes an update that the packed form can tell: verdicts on a few tokens of text.
@@ -36,11 +51,18 @@ class StepWriter:
         for token_index in range(start_index, start_index + num_tokens):
             self._stream_ids.append(stream_id)
             self._token_indices.append(token_index)
+        self._end_run()
         self._verdicts.append(verdicts)
         return num_tokens
 
     def write(self, message: pb.StepVerdicts) -> None:
         """Writes what was taken, which must be something, into an empty message."""
+        self._end_run()
         message.stream_ids.extend(self._stream_ids)
         message.token_indices.extend(self._token_indices)
         extend_verdicts(VerdictArrays.join(self._verdicts), message)
+
+    def _end_run(self) -> None:
+        if self._whole is not None:
+            self._verdicts.append(self._whole.slice(self._start, self._stop))
+            self._whole = None
