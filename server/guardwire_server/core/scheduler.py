@@ -199,7 +199,9 @@ class Scheduler:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
             left = min(budget, long_budget) if is_long else budget
-            if left <= 0 or not self._reserve(sequence, copies, chunks):
+            extent = sequence.extent
+            is_roomy = extent is not None and extent.capacity >= len(sequence.ids)
+            if left <= 0 or not (is_roomy or self._reserve(sequence, copies, chunks)):
                 continue
             num_tokens = min(left, max_tokens, sequence.num_pending)  # what is pending changes as room is made
             chunks[sequence.seq_id] = sequence.next_chunk(num_tokens)
@@ -221,10 +223,8 @@ class Scheduler:
                 self._refile(sequence)
 
     def _reserve(self, sequence: Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
-        """Makes sure that the sequence's extent holds all its tokens; False if this step has no room for it."""
+        """Finds an extent that holds all the sequence's tokens; False if this step has no room for it."""
         num_tokens = len(sequence.ids)
-        if sequence.extent and sequence.extent.capacity >= num_tokens:
-            return True
         if not self._arena.has_room(num_tokens):
             if not self._can_make_room(sequence, planned):
                 return False
@@ -285,14 +285,15 @@ class Scheduler:
 
     def _refile(self, sequence: Sequence) -> None:
         """Puts a sequence where its tokens say it belongs; a place once taken in the order of waiting is kept."""
-        if sequence.num_done < len(sequence.ids):
-            self._idle.pop(sequence.seq_id, None)
-            if sequence.seq_id not in self._waiting:
-                self._waiting[sequence.seq_id] = sequence
-                sequence.waits_for = len(sequence.ids)
-                sequence.is_long = sequence.num_pending > self._limits.short_extend_tokens
-            sequence.waits_for = min(sequence.waits_for, len(sequence.ids))
-        else:
-            self._waiting.pop(sequence.seq_id, None)
-            self._idle[sequence.seq_id] = sequence
-            self._idle.move_to_end(sequence.seq_id)
+        seq_id, num_tokens = sequence.seq_id, len(sequence.ids)
+        if sequence.num_done >= num_tokens:
+            self._waiting.pop(seq_id, None)
+            self._idle[seq_id] = sequence
+            self._idle.move_to_end(seq_id)
+        elif seq_id not in self._waiting:
+            self._idle.pop(seq_id, None)
+            self._waiting[seq_id] = sequence
+            sequence.waits_for = num_tokens
+            sequence.is_long = num_tokens - sequence.num_cached > self._limits.short_extend_tokens
+        elif sequence.waits_for > num_tokens:
+            sequence.waits_for = num_tokens

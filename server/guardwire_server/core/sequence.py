@@ -69,8 +69,8 @@ def order_of_service(
         long_share: The part of the budget, 0 to 1, that the longest waiting gets at least.
     """
     waiting = [(each, each.num_pending, each.is_long or each.num_pending > short_tokens) for each in sequences]
-    if not waiting:
-        return []
+    if not any(is_long for _, _, is_long in waiting):  # by far the most frequent
+        return [(each, budget, False) for each, _, _ in waiting]
     (head, _, is_long), others = waiting[0], waiting[1:]
     short = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending <= short_tokens]
     long = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending > short_tokens]

@@ -56,7 +56,12 @@ class Session:
         """Whether the caller's next message should be taken now."""
         if self._state is State.CLOSING:
             return self._closing_error is None
-        return not self._input.is_waiting and self._transcript.num_pending < self._limits.max_pending_tokens
+        return not self._input.is_waiting and self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer tokens than the limit wait for their verdicts."""
+        return self._transcript.num_pending < self._limits.max_pending_tokens
 
     @property
     def num_tokens(self) -> int:

@@ -139,7 +139,8 @@ class StreamSession:
         """The short way of one token, see `Session.push_token`; if it is taken, sending it to the engine is left."""
         is_taken = self._session.push_token(token_id, now_s)
         if is_taken:
-            self._update_flow()
+            if not self._session.has_room:  # else who was listened to still is
+                self._update_flow()
             if self._followed is not None and self._manager.lag_samples.has_room:
                 self._follow(now_s)
         return is_taken

@@ -83,6 +83,7 @@ class ManyStreams:
         """
         self._reader.check_num_requests(len(message.requests))
         turn_ends_s = self._manager.now_s() + MAX_TURN_S
+        held = [item.stream_id for item in message.requests]
         for item in message.requests:
             if (event := self._take_one(item)) is not None:
                 await self._open(self._streams[item.stream_id][0], event)
@@ -93,9 +94,8 @@ class ManyStreams:
             self._packs = True
             step = self._reader.token_step(message.step)
             num_taken = self._usage.take_some_tokens(len(step))
-            self._take_step(step if num_taken == len(step) else step[:num_taken])
+            held += self._take_step(step if num_taken == len(step) else step[:num_taken])
             self._refuse_step(step[num_taken:])
-        held = [item.stream_id for item in message.requests] + list(message.step.stream_ids)
         while (held := [stream_id for stream_id in held if self._is_held(stream_id)]) or self._must_refuse_first:
             self._changed.clear()
             await self._changed.wait()
@@ -155,22 +155,31 @@ class ManyStreams:
         else:
             await stream.handle_open(event)
 
-    def _take_step(self, step: Sequence[tuple[int, int]]) -> None:
-        """Hands each stream its token; all that are nothing but one more token go to the engine as one message."""
-        now_s = self._manager.now_s()
-        seq_ids, token_ids = list[int](), array("i")
+    def _take_step(self, step: Sequence[tuple[int, int]]) -> list[int]:
+        """Hands each stream its token; all that are nothing but one more token go to the engine as one message.
+
+        Returns:
+            The streams that may hold the input back now.
+        """
+        now_s, streams, is_token = self._manager.now_s(), self._streams, self._reader.is_token
+        seq_ids, token_ids, held = list[int](), array("i"), list[int]()
         for index, (stream_id, token_id) in enumerate(step):
-            known = self._streams.get(stream_id)
-            if known and self._reader.is_token(token_id) and known[0].push_token(token_id, now_s):
-                seq_ids.append(known[0].seq_id)
+            known = streams.get(stream_id)
+            if known and is_token(token_id) and known[0].push_token(token_id, now_s):
+                stream = known[0]
+                seq_ids.append(stream.seq_id)
                 token_ids.append(token_id)
+                if stream.is_held:
+                    held.append(stream_id)
                 continue
             if seq_ids:  # what follows must not overtake what came before
                 self._manager.send_step(seq_ids, token_ids)
                 seq_ids, token_ids = [], array("i")
             self._handle(stream_id, self._reader.step_event(token_id, index))
+            held.append(stream_id)
         if seq_ids:
             self._manager.send_step(seq_ids, token_ids)
+        return held
 
     def _refuse_step(self, step: Sequence[tuple[int, int]]) -> None:
         """Ends the streams of those tokens that the tenant may not push now."""
