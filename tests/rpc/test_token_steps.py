@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.rpc import many_streams
 from guardwire_server.rpc.many_streams import MAX_RESPONSES
 from guardwire_server.rpc.requests import MAX_STEP_TOKENS
 from tests.rpc.bystander import Bystander
@@ -82,6 +83,21 @@ async def test_decisions_come_behind_their_verdicts(server: RunningServer, call:
     assert blocked.kinds.index("decision") > blocked.kinds.index("verdicts")
     assert [verdict.index for verdict in blocked.verdicts] == list(range(6))
     assert [verdict.risk_level for verdict in blocked.verdicts] == [pb.RISK_LEVEL_UNSAFE] * 6
+
+
+async def test_what_a_message_has_no_room_for_comes_in_order(
+    server: RunningServer, call: ManyCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_streams, "MAX_STEP_TOKENS", NUM_STREAMS - 1)
+    server.stream_gate.substitute(ScriptedModel())
+    streams = await open_all(call)
+    for _ in range(10):
+        await call.send_step(*((number, SAFE_ID) for number in streams))
+    await call.send(*((number, finish()) for number in streams))
+    await call.read_until(call.has_ended(*streams))
+    for number in streams:
+        assert [verdict.index for verdict in call.received[number].verdicts] == list(range(10))
+    assert call.num_packed == 10 * NUM_STREAMS
 
 
 async def test_scaffold_is_marked_as_ever(server: RunningServer, call: ManyCall) -> None:
