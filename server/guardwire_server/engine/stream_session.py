@@ -25,6 +25,7 @@ from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
+from guardwire_server.core.step_plan import Read
 from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.faults import internal_error
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_JOINED_TOKENS = 4096
 """How many tokens' verdicts leave as one update: 80 KB on the wire."""
+
+_ONE_RESPONSE = bytes((Read.RESPONSE,))
 
 OnVerdict = Callable[[int, VerdictArrays, int], bool]
 """Offered the verdict on a token that is told next: the token's index, and which entry of which verdicts it is.
@@ -118,6 +121,9 @@ class StreamSession:
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
         now_s, num_tokens = self._manager.now_s(), self._session.num_tokens
+        if isinstance(event, TokensPushed) and event.is_single and self.push_token(event.token_ids[0], now_s):
+            self._manager.send(self.seq_id, ExtendSequence(event.token_ids, _ONE_RESPONSE))
+            return
         for output in self._session.handle(event, now_s):
             if isinstance(output, (ExtendSequence, TruncateSequence)):
                 self._manager.send(self.seq_id, output)
