@@ -73,7 +73,8 @@ class StreamSession:
         self._max_queued_updates = manager.limits.max_queued_updates
         self._updates: deque[Update] = deque()
         self._end: StreamEnded | None = None
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.Future[None] | None = None  # an Event makes a system call for every wait
         self._listens = True  # to the caller
         self._listens_again = asyncio.Event()
 
@@ -202,8 +203,8 @@ class StreamSession:
                 yield update
             if self._end is not None:
                 break
-            self._changed.clear()
-            await self._changed.wait()
+            self._reader = self._loop.create_future()
+            await self._reader
         if self._end.error is not None:
             raise self._end.error
 
@@ -239,8 +240,8 @@ class StreamSession:
     def _announce_change(self) -> None:
         if self._on_change:
             self._on_change()  # whoever is called back waits for nothing else
-        else:
-            self._changed.set()
+        elif self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _update_flow(self) -> bool:
         """Listens to the caller or does not; returns whether it does again."""

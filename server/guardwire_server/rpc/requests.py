@@ -212,6 +212,8 @@ class RequestReader:
 
     def _ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
         limit = self._vocabulary_size
+        if len(token_ids) == 1 and (token_id := token_ids[0]) < limit:  # by far the most frequent
+            return array("i", (token_id,))
         if token_ids and max(token_ids) >= limit:
             index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
             raise self._beyond_vocabulary(f"{field}[{index}]")
