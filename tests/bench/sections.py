@@ -56,6 +56,13 @@ BARS = (
     Bar("engine", "one_over_cache", 2.8, "1 stream: times the plain key-value cache"),
     Bar("engine", "one_of_floor", 0.75, "1 stream: share of the floor"),
     Bar("engine", "prefill_of_matrix_rate", 0.85, "a prompt of 512 tokens: share of the matrix rate"),
+    Bar(
+        "engine",
+        "growth_over_floors",
+        1.3,
+        "16 streams, 64 to 4,096 tokens: times the floor's growth",
+        is_maximum=True,
+    ),
     Bar("classify", "warm_speedup", 5.0, "Classify, template known: times generate"),
     Bar("classify", "cold_speedup", 2.2, "Classify, nothing known: times generate"),
     Bar("front_end", "noop_of_echo", 0.7, "one-token messages without a model: share of a bare echo"),

@@ -91,8 +91,10 @@ inline void weigh_part(const float* weights, int64_t stride, const T* values, in
   for (int64_t j = 0; j < count; j++) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPairs; p++) {
+      const T* pair = values + j * dim + 2 * p * kLanes;
+      if (2 * p * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(pair + kAhead * dim, 0, 2);  // a cache line's first
       Floats first, second;
-      load_pair(values + j * dim + 2 * p * kLanes, first, second);
+      load_pair(pair, first, second);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const Floats weight = splat(weights[r * stride + j]);
@@ -114,7 +116,6 @@ inline void weigh_values(const float* weights, int64_t stride, const T* values, 
   std::fill(sums, sums + R * dim, 0.0f);
   for (int64_t j = 0; j < count; j += kBlock) {
     const int64_t some = std::min(kBlock, count - j);
-    fetch_rows<kBlock>(values + (j + kAhead) * dim, dim);
     int64_t c = 0;
     for (; c + 2 * kPairs * kLanes <= dim; c += 2 * kPairs * kLanes)
       weigh_part<R, kPairs>(weights + j, stride, values + j * dim + c, some, dim, sums + c);
