@@ -22,6 +22,7 @@ constexpr int kRowTile = 6;  // 12 accumulators of 16 registers
 
 constexpr int64_t kBlockBytes = 256 * 1024;  // half of a usual second-level cache
 constexpr int64_t kPanelsInARow = 8;         // of a small product that a thread takes at a time
+constexpr int64_t kAheadBytes = 4096;
 
 enum class Epilogue { kStore = 0, kAdd = 1, kGate = 2 };
 
@@ -122,13 +123,14 @@ inline void multiply_panels(Team& team, const uint32_t* panels, const float* int
   // beside the arithmetic of a whole block.
   const int64_t block = std::max<int64_t>(1, kBlockBytes / (kRowTile * inputs * (int64_t)sizeof(float)));
   const int64_t num_blocks = (tiles.count + block - 1) / block, in_block = std::min(block, tiles.count);
-  // The tiles of a panel fetch the next panel together, each its share.
+  // The tiles of a panel fetch the next panel together, each its share. A single one comes to it soon enough to fetch a
+  // few thousand bytes ahead, which is faster by a twentieth.
   const int lines = (int)((kStride * kLanes * 4 / 64 + in_block - 1) / in_block);
   const int64_t grain = std::max<int64_t>(1, kPanelsInARow / in_block);
   team.share(num_blocks * num_panels, grain, [&](int64_t item) {
     const int64_t begin = item / num_panels * block, panel = item % num_panels;
     const uint32_t* weights = panels + panel * inputs * kLanes;
-    const char* ahead = (const char*)(weights + inputs * kLanes);
+    const char* ahead = (const char*)weights + (tiles.count == 1 ? kAheadBytes : inputs * kLanes * 4);
     for (int64_t tile = begin; tile < std::min(tiles.count, begin + block); tile++) {
       const int64_t first = tiles.first(tile), height = tiles.height(tile);
       choose(height, std::make_integer_sequence<int, kRowTile>())(
