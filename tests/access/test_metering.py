@@ -56,7 +56,7 @@ def serving() -> Iterator[TenantUsage]:
 @pytest.mark.parametrize("content", ["Hello", "x" * (LONG_TEXT_CHARS + 1)], ids=["short", "long"])
 async def test_prompts_are_rendered_once_and_counted(content: str) -> None:
     usage, renderer = metered(), FakeRenderer()
-    event = await Meter(usage, renderer).take(opening(conversation(content)))
+    event = await Meter(usage, renderer).take_prompt(opening(conversation(content)))
     expected = renderer.prompt(conversation(content), Thinking.OFF)
     assert isinstance(event, OpenRequested)
     assert event.prompt == expected
@@ -65,13 +65,13 @@ async def test_prompts_are_rendered_once_and_counted(content: str) -> None:
 
 async def test_templated_prompts_are_counted_as_they_are() -> None:
     usage, event = metered(), opening(ids(1, 20, 2))
-    assert await Meter(usage, FakeRenderer()).take(event) is event
+    assert await Meter(usage, FakeRenderer()).take_prompt(event) is event
     assert num_taken(usage) == 3
 
 
 async def test_rendered_prompts_are_counted() -> None:
     usage, event = metered(), OpenRequested(RenderedTurn(ids(1, 20, 21, 2), 3), BUILT_IN_POLICIES[0])
-    assert await Meter(usage, FakeRenderer()).take(event) == event
+    assert await Meter(usage, FakeRenderer()).take_prompt(event) == event
     assert num_taken(usage) == 4
 
 
@@ -87,30 +87,32 @@ async def test_rendered_prompts_are_counted() -> None:
         (FinishRequested(), 0),
     ],
 )
-async def test_later_messages(event: CallerEvent, num_tokens: int) -> None:
+def test_later_messages(event: CallerEvent, num_tokens: int) -> None:
     usage = metered()
-    assert await Meter(usage, FakeRenderer()).take(event) is event
+    Meter(usage, FakeRenderer()).take_pushed(event)
     assert num_taken(usage) == num_tokens
 
 
-@pytest.mark.parametrize("event", [opening(conversation("Hello")), TokensPushed(ids(20)), UserTurnAdded("Hello")])
-async def test_who_is_not_metered_costs_nothing(event: CallerEvent) -> None:
+async def test_who_is_not_metered_costs_nothing() -> None:
     class Untouchable(FakeRenderer):
         def prompt(self, *_: object) -> RenderedTurn:
             raise AssertionError("rendered")
 
         user_turn = prompt  # type: ignore[assignment]
 
-    assert await Meter(TenantUsage(Tenant("acme")), Untouchable()).take(event) is event
+    meter, event = Meter(TenantUsage(Tenant("acme")), Untouchable()), opening(conversation("Hello"))
+    assert await meter.take_prompt(event) is event
+    meter.take_pushed(TokensPushed(ids(20)))
+    meter.take_pushed(UserTurnAdded("Hello"))
 
 
-async def test_refused_messages_take_nothing() -> None:
+def test_refused_messages_take_nothing() -> None:
     usage = metered(burst=5)
     with pytest.raises(InvalidField, match=r"^tokens\.token_ids: 6 tokens"):
-        await Meter(usage, FakeRenderer()).take(TokensPushed(ids(*range(20, 26))))
+        Meter(usage, FakeRenderer()).take_pushed(TokensPushed(ids(*range(20, 26))))
     assert usage.take_some_tokens(3) == 3
     with pytest.raises(Overloaded):
-        await Meter(usage, FakeRenderer()).take(TokensPushed(ids(20, 21, 22)))
+        Meter(usage, FakeRenderer()).take_pushed(TokensPushed(ids(20, 21, 22)))
     assert usage.take_some_tokens(9) == 2
 
 

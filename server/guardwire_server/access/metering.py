@@ -25,20 +25,13 @@ class Meter:
         self._usage = usage
         self._renderer = renderer
 
-    async def take(self, event: CallerEvent) -> CallerEvent:
-        """Takes a message's tokens; returns it, with its prompt as it was rendered to be counted, if it has one.
+    async def take_prompt(self, event: OpenRequested) -> OpenRequested:
+        """Takes the tokens of a stream's first message; returns it, with its prompt as it was rendered to be counted.
 
         Raises:
             Overloaded: They come too fast.
             InvalidField: They are more than the tenant may ever push at once.
         """
-        if isinstance(event, OpenRequested):
-            return await self.take_prompt(event)
-        self.take_pushed(event)
-        return event
-
-    async def take_prompt(self, event: OpenRequested) -> OpenRequested:
-        """As `take`, for the first message of a stream."""
         prompt = event.prompt
         if not self._usage.is_metered:
             return event
@@ -54,7 +47,7 @@ class Meter:
         return replace(event, prompt=prompt)
 
     def take_pushed(self, event: CallerEvent) -> None:
-        """As `take`, for the later messages."""
+        """Takes the tokens of a later message; raises as `take_prompt`."""
         if not self._usage.is_metered:
             return
         if isinstance(event, TokensPushed):

@@ -115,6 +115,11 @@ class StreamSession:
         return self._end is None and (self._session.state is not State.CLOSING or self._session.wants_input)
 
     @property
+    def listens(self) -> bool:
+        """Whether the caller's next message should be taken; never again once the stream has ended."""
+        return self._listens
+
+    @property
     def is_held(self) -> bool:
         """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
         return self._end is None and not self._listens

@@ -98,7 +98,7 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
             with usage.admit_stream():
                 async with self._manager.open(observe=observe) as stream:
                     meter = Meter(usage, self._manager.renderer)
-                    reader = asyncio.create_task(_read(request_iterator, stream, request_reader, meter))
+                    reader = asyncio.create_task(_read(context, stream, request_reader, meter))
                     writer = StreamWriter(stream.session_id, model, catalogue.limits)
                     try:
                         with self._bounded_writes(context) as responses:
@@ -189,7 +189,7 @@ class ModerationService(pb_grpc.ModerationServiceServicer):
 
 
 async def _read(
-    requests: AsyncIterator[pb.ModerateStreamRequest],
+    context: Context,
     stream: StreamSession,
     reader: RequestReader,
     meter: Meter,
@@ -200,17 +200,22 @@ async def _read(
     them apart by `finish`.
     """
     try:
-        async for request in requests:
+        # gRPC's own iterator is two coroutines more for every message.
+        while (request := await context.read()) is not grpc.aio.EOF:
             try:
-                event = await meter.take(reader.stream_event(request))
-            except RequestError as error:
-                stream.handle(InputRefused(error))
-            else:
+                event = reader.stream_event(request)
                 if isinstance(event, OpenRequested):
-                    await stream.handle_open(event)
+                    event = await meter.take_prompt(event)
                 else:
-                    stream.handle(event)
-            await stream.ready_for_input()
+                    meter.take_pushed(event)
+            except RequestError as error:
+                event = InputRefused(error)
+            if isinstance(event, OpenRequested):
+                await stream.handle_open(event)
+            else:
+                stream.handle(event)
+            if not stream.listens:
+                await stream.ready_for_input()
         stream.handle(InputEnded())
     except DecodeError:
         stream.handle(InputRefused(InvalidField("MALFORMED_REQUEST", "", "not a ModerateStreamRequest")))
