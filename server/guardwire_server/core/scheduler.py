@@ -189,8 +189,7 @@ class Scheduler:
                 there, so that nobody who is a little late waits for a whole budget of somebody else's.
         """
         limits = self._limits
-        copies: list[Copy] = []
-        chunks: dict[int, Chunk] = {}
+        copies, chunks = list[Copy](), dict[int, Chunk]()
         budget = limits.max_num_batched_tokens
         order = order_of_service(self._waiting.values(), budget, limits.short_extend_tokens, limits.long_share)
         has_short = expects_short or not all(is_long for _, _, is_long in order)
@@ -199,11 +198,12 @@ class Scheduler:
             if budget <= 0 or len(chunks) >= limits.max_num_seqs:
                 break
             left = min(budget, long_budget) if is_long else budget
-            extent = sequence.extent
-            is_roomy = extent is not None and extent.capacity >= len(sequence.ids)
-            if left <= 0 or not (is_roomy or self._reserve(sequence, copies, chunks)):
+            has_room = sequence.extent is not None and sequence.extent.capacity >= len(sequence.ids)
+            if left <= 0 or not (has_room or self._reserve(sequence, copies, chunks)):
                 continue
-            num_tokens = min(left, max_tokens, sequence.num_pending)  # what is pending changes as room is made
+            num_tokens = len(sequence.ids) - sequence.num_cached  # changes as room is made
+            if num_tokens > 1:
+                num_tokens = min(left, max_tokens, num_tokens)
             chunks[sequence.seq_id] = sequence.next_chunk(num_tokens)
             budget -= num_tokens
             if is_long:
