@@ -8,9 +8,9 @@ Two comparisons, all over gRPC from this process to servers in processes of thei
   saves, in the packed form for steps of single tokens and with a message for each stream.
 
 Every conversation waits for its verdict before it pushes the next token. A round measures all loads one after another,
-so that they see the same machine at nearly the same time; ratios are medians of the rounds' own. Client and server
-share the machine's cores, so a rate is the pair's, not the server's alone; the processor time that the server spent on
-a token is told beside it.
+each for a fraction of a second, so that they see the same machine at nearly the same time; ratios are medians of the
+rounds' own. Client and server share the machine's cores, so a rate is the pair's, not the server's alone; the processor
+time that the server spent on a token is told beside it.
 """
 
 import statistics
@@ -26,9 +26,9 @@ NUM_CONVERSATIONS = 256  # of the second comparison: as many as the server's def
 MODEL_FLAGS = ("--stream-model", "demo", "--gen-model", "none", "--device", "cpu", "--native-kernels", "false")
 FLAGS = (*MODEL_FLAGS, "--kv-memory-gib", "1", "--drain-delay-s", "0")
 
-MESSAGES_PER_TOKEN, STEPS_PER_TOKEN = 40, 10
-"""How many times `Settings.tokens_per_round` a stream pushes: those are rounds of a real model, which takes a hundred
-times as long. Each load takes about a second."""
+ROUNDS_PER_ROUND, MESSAGES_PER_TOKEN, STEPS_PER_TOKEN = 4, 14, 4
+"""How many times `Settings.num_rounds` and `Settings.tokens_per_round` are measured: those are rounds of a real model,
+which takes a hundred times as long."""
 
 Round = dict[str, Burst]
 
@@ -45,7 +45,8 @@ async def measure_front_end(settings: Settings) -> dict[str, object]:
         num_streams, num_messages = settings.num_streams, MESSAGES_PER_TOKEN * settings.tokens_per_round
         num_steps = STEPS_PER_TOKEN * settings.tokens_per_round
         num_each = max(1, num_streams * num_messages // NUM_CONVERSATIONS)
-        for number in range(settings.num_rounds):
+        num_rounds = ROUNDS_PER_ROUND * settings.num_rounds
+        for number in range(num_rounds):
             bursts = {
                 "echo": await push_on_calls(echo, echo_stub, num_streams, num_messages, opens=False),
                 "noop": await push_on_calls(noop, noop_stub, num_streams, num_messages),
@@ -55,7 +56,7 @@ async def measure_front_end(settings: Settings) -> dict[str, object]:
             }
             rounds.append(bursts)
             rates = ", ".join(f"{name} {burst.tokens_per_s:.0f}" for name, burst in bursts.items())
-            say(f"round {number + 1} of {settings.num_rounds}: tokens/s {rates}")
+            say(f"round {number + 1} of {num_rounds}: tokens/s {rates}")
     return _medians(rounds)
 
 

@@ -20,7 +20,6 @@ import grpc
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc
 from tests.bench.front_end import FLAGS as NOOP_FLAGS
-from tests.bench.front_end import MESSAGES_PER_TOKEN
 from tests.bench.front_end_load import Burst, connected, push_on_calls
 from tests.bench.progress import say
 from tests.bench.server_process import ServerProcess, module_process, server_process
@@ -31,7 +30,8 @@ NUM_ROUNDS = 12
 TOKENS_PER_ROUND = 20
 """Of every stream: rounds of some seconds, which show the noise; the figures are those of all rounds together."""
 
-NUM_NOOP_ROUNDS = 9
+NUM_NOOP_ROUNDS, NOOP_MESSAGES_PER_TOKEN = 9, 20
+"""Without a model; messages of a stream in a round, times `Settings.tokens_per_round`."""
 
 Side = TypeVar("Side")
 
@@ -107,7 +107,7 @@ async def _measure_with_model(checkpoint: Path, flags: Sequence[str], settings: 
 
 
 async def _measure_without_model(flags: Sequence[str], settings: Settings) -> dict[str, object]:
-    num_messages = MESSAGES_PER_TOKEN * settings.tokens_per_round // 2
+    num_messages = NOOP_MESSAGES_PER_TOKEN * settings.tokens_per_round
     bursts: dict[str, list[Burst]] = {"off": [], "on": []}
     async with (
         module_process("tests.bench.noop_server", *NOOP_FLAGS) as off,
