@@ -33,16 +33,16 @@ class ServerProcess:
 
 def server_process(*flags: str) -> contextlib.AbstractAsyncContextManager[ServerProcess]:
     """Runs `guardwire-server serve` with those flags; see `_serving`."""
-    return _serving(str(Path(sys.executable).with_name("guardwire-server")), "serve", *flags)
+    return _serving("guardwire-server", str(Path(sys.executable).with_name("guardwire-server")), "serve", *flags)
 
 
 def module_process(module: str, *flags: str) -> contextlib.AbstractAsyncContextManager[ServerProcess]:
     """Runs `python -m module` with those flags; see `_serving`."""
-    return _serving(sys.executable, "-m", module, *flags)
+    return _serving(module, sys.executable, "-m", module, *flags)
 
 
 @contextlib.asynccontextmanager
-async def _serving(*command: str) -> AsyncIterator[ServerProcess]:
+async def _serving(name: str, *command: str) -> AsyncIterator[ServerProcess]:
     """Runs a command with an address to serve on and a ready file to write, and ends it after the block.
 
     Raises:
@@ -58,7 +58,6 @@ async def _serving(*command: str) -> AsyncIterator[ServerProcess]:
                 cwd=_CHECKOUT,
             )
         try:
-            name = " ".join(command[1:3])
             say(f"starting {name}")
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not ready_file.exists():

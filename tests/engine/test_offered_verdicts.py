@@ -1,7 +1,7 @@
 """SAFE verdicts that are offered to whoever opened the stream, instead of waiting as updates."""
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -13,7 +13,7 @@ from guardwire_server.engine.lag_samples import MAX_SAMPLES
 from guardwire_server.engine.stream_session import StreamSession
 from tests.core.fakes import ids, opening, packed, verdict
 from tests.engine.observers import RememberedStream
-from tests.engine.streams import Server
+from tests.engine.streams import SESSION_LIMITS, Server
 from tests.engine.test_observed_streams import take_all
 
 SAFE, CONTROVERSIAL = 20, 30
@@ -140,3 +140,17 @@ async def test_who_was_held_is_listened_to_again(server: Server) -> None:
     assert not stream.is_held
     push(server, stream, SAFE)
     assert offers.indices[-1] == num_pushed
+
+
+async def test_a_verdict_that_is_taken_tells_of_the_room_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(session_limits=replace(SESSION_LIMITS, max_pending_tokens=1))
+    monkeypatch.setattr(server.backend, "step", judge_by_id)
+    offers = Offers()
+    stream = opened(server, offers)
+    assert stream.push_token(SAFE, server.clock())
+    assert stream.is_held
+    server.manager.send_step([stream.seq_id], array("i", (SAFE,)))
+    server.thread.run_until_idle()
+    assert offers.indices == [0]
+    assert not stream.is_held
+    assert offers.num_changes == 1

@@ -10,6 +10,7 @@ import pytest
 from grpc_status import rpc_status
 
 from guardwire.v1 import moderation_pb2 as pb
+from guardwire_server.rpc import service
 from guardwire_server.rpc.bounded_writes import BoundedWrites
 from tests.rpc.bystander import Bystander
 from tests.rpc.messages import opening
@@ -78,6 +79,18 @@ async def test_a_status_after_an_overtaken_first_response(
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # a status has not come
     await asyncio.gather(*writes_begun)
     assert not caplog.records
+
+
+async def test_an_error_of_a_call_that_goes_on_is_logged(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object, **__: object) -> NoReturn:
+        raise grpc.aio.InternalError("not about writing")
+
+    monkeypatch.setattr(service, "server_info", failing)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert "InternalError" in caplog.text
 
 
 async def test_an_overtaken_status(

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from guardwire_server.core.errors import OutOfRange
 from guardwire_server.core.events import EngineCommand, ExtendSequence, TruncateSequence
 from guardwire_server.core.ports import SessionLimits, TurnRenderer
-from guardwire_server.core.step_plan import Read
+from guardwire_server.core.step_plan import ONE_RESPONSE
 from guardwire_server.core.transcript import Transcript
 
 MIN_WINDOW_TOKENS = 2
 """An answer can slide if the context has room for two of its tokens: then there is a half to forget."""
-
-_READ_RESPONSE = bytes((Read.RESPONSE,))
 
 
 class AnswerInput:
@@ -124,7 +122,7 @@ class AnswerInput:
         """Appends tokens for which there is room."""
         transcript = self._transcript
         transcript.push(ids, self._scaffold.marks(ids, transcript.previous_id))
-        return ExtendSequence(ids, _READ_RESPONSE * len(ids))
+        return ExtendSequence(ids, ONE_RESPONSE * len(ids))
 
     def _push_settled(self, tokens: Sequence[tuple[int, int]]) -> list[EngineCommand]:
         commands = self.push_ids(array("i", (token_id for token_id, _ in tokens)), "text.text")

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from guardwire_server.core.kv_arena import Extent
-from guardwire_server.core.step_plan import Chunk, Read
+from guardwire_server.core.step_plan import Chunk, Read, new_tuple
 
 _SINGLE = tuple(bytes((read,)) for read in Read)
-
-_new_tuple = tuple.__new__  # what a NamedTuple's own constructor, which takes twice as long, comes down to
 
 
 @dataclass(slots=True)
@@ -52,7 +50,7 @@ class Sequence:
         start, stop = self.num_cached, self.num_cached + num_tokens
         if num_tokens == 1 and self.num_done <= start:  # by far the most frequent
             read = _SINGLE[self.reads[start]]
-            return _new_tuple(Chunk, (self.seq_id, self.epoch, start, self.ids[start:stop], read, self.extent))
+            return new_tuple(Chunk, (self.seq_id, self.epoch, start, self.ids[start:stop], read, self.extent))
         reads = bytes(self.reads[start:stop])
         if self.num_done > start:
             num_known = min(self.num_done - start, num_tokens)

@@ -33,8 +33,7 @@ class Session:
 
     def __init__(self, limits: SessionLimits, renderer: TurnRenderer, now_s: float) -> None:
         """A stream that awaits its `open`; `now_s` is the time, in seconds of any steady clock."""
-        self._limits = limits
-        self._renderer = renderer
+        self._limits, self._renderer = limits, renderer
         self._state = State.AWAITING_OPEN
         self._options: ev.OpenRequested
         self._transcript = Transcript()
@@ -287,8 +286,7 @@ class Session:
             self._summarise(ev.EndReason.FINISHED, outputs)
 
     def _summarise(self, reason: ev.EndReason, outputs: list[ev.Output]) -> None:
-        duration_s = self._now_s - self._opened_s
-        outputs.append(summarise(self._transcript, reason, self._prompt_verdict_s, duration_s))
+        outputs.append(summarise(self._transcript, reason, self._prompt_verdict_s, self._now_s - self._opened_s))
         self._end(None, outputs)
 
     def _end(self, error: RequestError | None, outputs: list[ev.Output]) -> None:

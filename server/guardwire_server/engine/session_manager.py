@@ -4,7 +4,7 @@ Theory of operation. One `StreamSession` per stream couples a sans-I/O `Session`
 the caller sends is handled at once; what follows goes either to the device thread or into the session's queue of
 updates, which the call's writer empties; verdicts that wait there together leave as one. A caller is only listened to
 while its session wants input and its updates are being read, so neither queue can grow beyond its bound: gRPC's flow
-control does the rest.
+control does the rest. (Verdicts that a call for many streams takes at once it must bound itself, and does.)
 """
 
 import asyncio
@@ -101,7 +101,8 @@ class SessionManager:
             observe: Makes the observer of the stream once it is admitted, from its sequence's id and its own.
             on_change: Called whenever there may be something to take from it, or room for more. For whoever uses
                 `take_update` and `is_held` then, instead of `updates` and `ready_for_input`.
-            on_verdict: Offered the verdicts on single tokens from which nothing else follows, instead of updates.
+            on_verdict: Offered the verdicts on single tokens from which nothing else follows, beside `on_change`; what
+                it takes is no update any more, and to bound it is its part.
 
         Raises:
             Overloaded: At `max_sessions`.

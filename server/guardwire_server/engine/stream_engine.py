@@ -16,7 +16,7 @@ from guardwire_server.core.events import (
 )
 from guardwire_server.core.observation import EngineLoad, StepObserver
 from guardwire_server.core.scheduler import Scheduler
-from guardwire_server.core.step_plan import Read, StepPlan
+from guardwire_server.core.step_plan import ONE_RESPONSE, Read, StepPlan, new_tuple
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
 from guardwire_server.engine.faults import step_failed
@@ -75,11 +75,6 @@ class TokenJudged(NamedTuple):
 
 SequenceEvent = tuple[int, EngineEvent | TokenJudged]
 """A sequence's id and what became of it."""
-
-
-_ONE_RESPONSE = bytes((Read.RESPONSE,))
-
-_new_tuple = tuple.__new__  # what a NamedTuple's own constructor, which takes twice as long, comes down to
 
 
 class StreamEngine:
@@ -200,8 +195,8 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]
     responses = readings.responses
     num_responses = num_queries = 0
     for seq_id, epoch, first, _, reads, _ in plan.chunks:
-        if reads == _ONE_RESPONSE:  # by far the most frequent
-            yield seq_id, _new_tuple(TokenJudged, (epoch, first, responses, num_responses))
+        if reads == ONE_RESPONSE:
+            yield seq_id, new_tuple(TokenJudged, (epoch, first, responses, num_responses))
             num_responses += 1
             continue
         for start, stop, read in _runs(reads):

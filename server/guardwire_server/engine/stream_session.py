@@ -25,7 +25,7 @@ from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
-from guardwire_server.core.step_plan import Read
+from guardwire_server.core.step_plan import ONE_RESPONSE
 from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.faults import internal_error
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 MAX_JOINED_TOKENS = 4096
 """How many tokens' verdicts leave as one update: 80 KB on the wire."""
-
-_ONE_RESPONSE = bytes((Read.RESPONSE,))
 
 OnVerdict = Callable[[int, VerdictArrays, int], bool]
 """Offered the verdict on a token that is told next: the token's index, and which entry of which verdicts it is.
@@ -128,7 +126,7 @@ class StreamSession:
         """Takes an event and passes on what follows from it."""
         now_s, num_tokens = self._manager.now_s(), self._session.num_tokens
         if isinstance(event, TokensPushed) and event.is_single and self.push_token(event.token_ids[0], now_s):
-            self._manager.send(self.seq_id, ExtendSequence(event.token_ids, _ONE_RESPONSE))
+            self._manager.send(self.seq_id, ExtendSequence(event.token_ids, ONE_RESPONSE))
             return
         for output in self._session.handle(event, now_s):
             if isinstance(output, (ExtendSequence, TruncateSequence)):
@@ -181,8 +179,8 @@ class StreamSession:
             self._updates.append(TokenVerdicts(index, event.verdicts))
             self._announce_change()
         # A verdict leaves less to wait for, so who listens goes on unless this update was one too many.
-        if not self._listens or len(self._updates) >= self._max_queued_updates:
-            self._update_flow()
+        if (not self._listens or len(self._updates) >= self._max_queued_updates) and self._update_flow():
+            self._announce_change()
 
     async def handle_open(self, event: OpenRequested) -> None:
         """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""

@@ -46,7 +46,7 @@ class ManyStreams:
     """The streams of one call. Owner: the call. Thread: the event loop.
 
     Invariants: `_streams` holds the open ones, `_news` those of them that may have something to tell, in the order in
-    which they came to have it.
+    which they came to have it. `_step` is what will be told next in packed form; it goes before all news.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class ManyStreams:
             step = self._reader.token_step(message.step)
             num_taken = self._usage.take_some_tokens(len(step))
             held += self._take_step(step if num_taken == len(step) else step[:num_taken])
-            self._refuse_step(step[num_taken:])
-        while (held := [stream_id for stream_id in held if self._is_held(stream_id)]) or self._must_refuse_first:
+            held += self._refuse_step(step[num_taken:])
+        while (held := [stream_id for stream_id in held if self._is_held(stream_id)]) or self._must_tell_first:
             self._changed.clear()
             await self._changed.wait()
 
@@ -181,12 +181,13 @@ class ManyStreams:
             self._manager.send_step(seq_ids, token_ids)
         return held
 
-    def _refuse_step(self, step: Sequence[tuple[int, int]]) -> None:
-        """Ends the streams of those tokens that the tenant may not push now."""
+    def _refuse_step(self, step: Sequence[tuple[int, int]]) -> list[int]:
+        """Ends the streams of those tokens that the tenant may not push now; returns them."""
         if step:
             error = self._usage.too_fast(len(step))
             for stream_id, _ in step:
                 self._handle(stream_id, InputRefused(error))
+        return [stream_id for stream_id, _ in step]
 
     def _handle(self, stream_id: int, event: CallerEvent) -> None:
         """Hands a stream an event that is no `open`; the caller is told if there is no such stream."""
@@ -228,9 +229,15 @@ class ManyStreams:
         self._changed.set()
 
     @property
-    def _must_refuse_first(self) -> bool:
-        """Whether so many refusals wait that the caller should read some before it causes more."""
-        return len(self._refusals) >= MAX_RESPONSES
+    def _must_tell_first(self) -> bool:
+        """Whether so many refusals or verdicts wait that the caller should read some before it causes more."""
+        return len(self._refusals) >= MAX_RESPONSES or (bool(self._step) and not self._step_has_room)
+
+    @property
+    def _step_has_room(self) -> bool:
+        """Whether fewer verdicts wait in packed form than as many updates of every stream may."""
+        limit = self._manager.limits.max_queued_updates * len(self._streams)
+        return len(self._step) < min(limit, MAX_STEP_TOKENS)
 
     def _is_held(self, stream_id: int) -> bool:
         return stream_id in self._streams and self._streams[stream_id][0].is_held
@@ -243,7 +250,7 @@ class ManyStreams:
 
     def _take_verdict(self, stream_id: int, token_index: int, verdicts: VerdictArrays, entry: int) -> bool:
         """Takes what a stream has to tell next right into the next packed message, if the caller reads those."""
-        if not self._packs or len(self._step) >= MAX_STEP_TOKENS:
+        if not self._packs or not self._step_has_room:
             return False
         self._step.add(stream_id, token_index, verdicts, entry)
         self._changed.set()

@@ -52,9 +52,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 def _is_worth_logging(record: logging.LogRecord) -> bool:
     """Whether a line of gRPC's says more than that a caller had gone when its status was to be sent.
 
-    grpc.aio logs that as an error wherever it has not yet heard of the end, such as a deadline's.
+    grpc.aio logs that as an error wherever it has not yet heard of the end, such as a deadline's. The error's class is
+    none of its public ones.
     """
-    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+    kind = record.exc_info[0] if record.exc_info else None
+    return not (kind is not None and kind.__name__ == "ExecuteBatchError")
 
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
