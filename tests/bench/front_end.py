@@ -26,7 +26,7 @@ NUM_CONVERSATIONS = 256  # of the second comparison: as many as the server's def
 MODEL_FLAGS = ("--stream-model", "demo", "--gen-model", "none", "--device", "cpu", "--native-kernels", "false")
 FLAGS = (*MODEL_FLAGS, "--kv-memory-gib", "1", "--drain-delay-s", "0")
 
-ROUNDS_PER_ROUND, MESSAGES_PER_TOKEN, STEPS_PER_TOKEN = 4, 14, 4
+ROUNDS_PER_ROUND, MESSAGES_PER_TOKEN, STEPS_PER_TOKEN = 2, 20, 8
 """How many times `Settings.num_rounds` and `Settings.tokens_per_round` are measured: those are rounds of a real model,
 which takes a hundred times as long."""
 

@@ -22,7 +22,7 @@ from tests.bench.sweep import measure_sweep
 from tests.bench.telemetry import measure_telemetry
 
 BUSY_LOAD_AVERAGE = 0.5
-QUICK_CLASSIFY_REPEATS = 3
+QUICK_CLASSIFY_REPEATS = 2
 NUM_TEXTS = {"full": 500, "quick": 20}
 
 Section = Callable[[Settings], dict[str, object]]
