@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +24,7 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire.v1 import moderation_pb2_grpc as pb_grpc
 from tests.clients.fake_step import packed, requests_of
 from tests.clients.fake_stream import VOCABULARY, FakeStream, StreamFault, judge_words
+from tests.clients.fake_tokenizer import tokenizer_fingerprint, tokenizer_json
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -40,37 +39,6 @@ class Failure:
     code: grpc.StatusCode
     message: str = "as scripted"
     details: tuple[ProtobufMessage, ...] = ()
-
-
-def tokenizer_json() -> bytes:
-    document = {
-        "version": "1.0",
-        "added_tokens": [
-            {
-                "id": len(VOCABULARY),
-                "content": "<|im_end|>",
-                "special": True,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-            }
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "truncation": None,
-        "padding": None,
-        "model": {"type": "WordLevel", "vocab": VOCABULARY, "unk_token": "[UNK]"},
-    }
-    return json.dumps(document, ensure_ascii=False).encode()
-
-
-def tokenizer_fingerprint() -> str:
-    lines = [f"{token_id}\t{token}\n" for token, token_id in VOCABULARY.items()]
-    lines.append(f"{len(VOCABULARY)}\t<|im_end|>\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 _FakeT = TypeVar("_FakeT", bound="FakeServer")

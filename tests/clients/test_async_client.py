@@ -20,7 +20,8 @@ from guardwire import (
 )
 from guardwire.tokenizer import fingerprint
 from guardwire.v1 import moderation_pb2 as pb
-from tests.clients.fake_server import FakeServer, tokenizer_fingerprint, tokenizer_json
+from tests.clients.fake_server import FakeServer
+from tests.clients.fake_tokenizer import tokenizer_fingerprint, tokenizer_json
 
 
 async def test_classify_a_message(fake: FakeServer, client: AsyncClient) -> None:

@@ -31,8 +31,9 @@ from guardwire import (
 )
 from guardwire.unread_updates import MAX_UNREAD
 from guardwire.v1 import moderation_pb2 as pb
-from tests.clients.fake_server import Failure, FakeServer, tokenizer_json
+from tests.clients.fake_server import Failure, FakeServer
 from tests.clients.fake_stream import VOCABULARY
+from tests.clients.fake_tokenizer import tokenizer_json
 
 SKY, BOMB = VOCABULARY["sky"], VOCABULARY["bomb"]
 
