@@ -53,12 +53,12 @@ def body_parameters(config: Qwen3Config) -> int:
 class CeilingProbe:
     """Measures the ceilings, again and again: machines that others share change their speed within minutes."""
 
-    def __init__(self, config: Qwen3Config) -> None:
-        """Prepares a read of memory and the products of the model's own shape, in all ways that are here."""
+    def __init__(self, config: Qwen3Config, dtype: torch.dtype) -> None:
+        """Prepares a read of memory and the products of the model's own shape and dtype, in all ways that are here."""
         self._memory = torch.ones(_READ_BYTES // 4)
-        self._x = torch.randn(_MATRIX_ROWS, config.hidden_size)
+        self._x = torch.randn(_MATRIX_ROWS, config.hidden_size).to(dtype)
         self._flop = 2 * config.intermediate_size * config.hidden_size * _MATRIX_ROWS
-        weight = torch.randn(config.intermediate_size, config.hidden_size).bfloat16().float()
+        weight = torch.randn(config.intermediate_size, config.hidden_size).bfloat16().to(dtype)
         self._ways = [projection(weight, kernels) for kernels in (load_native_kernels(), None)]
 
     def measure(self) -> Ceilings:

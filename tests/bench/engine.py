@@ -69,7 +69,7 @@ def measure_engine(checkpoint: Path, settings: Settings) -> dict[str, object]:
     kv_dtype = choose_kv_dtype("auto", "auto", dtype, is_converted_in_kernel=kernels is not None)
     # The weights lie in bfloat16 wherever kernels or the dtype allow it.
     weight_bytes = 2 if kernels or dtype.itemsize == 2 else dtype.itemsize
-    probe, rounds = CeilingProbe(config), list[Round]()
+    probe, rounds = CeilingProbe(config, dtype), list[Round]()
     with torch.inference_mode():
         backbone = _filled_backbone(model, many, kernels, kv_dtype)
         ways = _ways(plain, backbone, many, device)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from guardwire_server.model import native_library
+from guardwire_server.model import native_kernels, native_library
 from guardwire_server.model.native_kernels import DTYPE_PAIRS, Epilogue, NativeKernels, load_native_kernels
 from guardwire_server.model.native_library import load_library
+from guardwire_server.model.projections import gated_pair, projection
 from tests.tools import skip_without
 
 EPS = 1e-6
@@ -42,52 +43,77 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
-def weight_of(outputs: int, inputs: int, seed: int = 0) -> torch.Tensor:
-    """A float32 weight that bfloat16 holds exactly."""
-    return normal(outputs, inputs, dtype=torch.bfloat16, seed=seed, scale=inputs**-0.5).float()
+def weight_of(outputs: int, inputs: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A weight that bfloat16 holds exactly."""
+    return normal(outputs, inputs, dtype=torch.bfloat16, seed=seed, scale=inputs**-0.5).to(dtype)
 
 
 def close(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
     torch.testing.assert_close(left.float(), right.float(), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 25, 64, 257])
-@pytest.mark.parametrize(("outputs", "inputs"), [(32, 8), (96, 64), (320, 1032)])
-def test_a_product(kernels: NativeKernels, num_threads: int, num_rows: int, outputs: int, inputs: int) -> None:
-    weight, x = weight_of(outputs, inputs), normal(num_rows, inputs, seed=1)
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 16), (96, 64), (320, 1040)])
+def test_a_product(
+    kernels: NativeKernels, num_threads: int, num_rows: int, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """Activations are rounded to the weight's dtype first, what they come to is not."""
+    weight, x = weight_of(outputs, inputs, dtype=dtype), normal(num_rows, inputs, seed=1)
     assert kernels.can_pack(weight)
     panels = kernels.pack(weight)
-    residual = normal(num_rows, outputs, seed=2)
-    close(kernels.linear(panels, x, torch.empty(num_rows, outputs), Epilogue.STORE), linear(x, weight))
-    close(kernels.linear(panels, x, residual.clone(), Epilogue.ADD), linear(x, weight) + residual)
+    product, residual = linear(x.to(dtype).float(), weight.float()), normal(num_rows, outputs, seed=2)
+    close(kernels.linear(panels, x, torch.empty(num_rows, outputs), Epilogue.STORE), product)
+    close(kernels.linear(panels, x, residual.clone(), Epilogue.ADD), product + residual)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 16, 64])
-def test_a_gated_pair(kernels: NativeKernels, num_threads: int, num_rows: int) -> None:
-    gate, up, x = weight_of(48, 64), weight_of(48, 64, seed=1), 4 * normal(num_rows, 64, seed=2)
+def test_a_gated_pair(kernels: NativeKernels, num_threads: int, num_rows: int, dtype: torch.dtype) -> None:
+    gate, up = weight_of(48, 64, dtype=dtype), weight_of(48, 64, seed=1, dtype=dtype)
+    x = 4 * normal(num_rows, 64, seed=2)
     assert kernels.can_pack(gate, gated=True)
     out = kernels.linear(kernels.pack(gate, up), x, torch.empty(num_rows, 48), Epilogue.GATE)
-    close(out, silu(linear(x, gate)) * linear(x, up))
+    x = x.to(dtype).float()
+    close(out, silu(linear(x, gate.float())) * linear(x, up.float()))
 
 
 def test_gates_far_from_zero_saturate(kernels: NativeKernels) -> None:
     """exp must neither overflow to nan nor wrap around."""
     factors = torch.tensor([-1e9, -1e4, -200.0, -88.0, 0.0, 88.0, 200.0, 1e4, 1e9])
-    x = factors.unsqueeze(1).expand(-1, 8).contiguous()
-    gate = torch.zeros(32, 8)
+    x = factors.unsqueeze(1).expand(-1, 16).contiguous()
+    gate = torch.zeros(32, 16)
     gate[:, 0] = 1
     out = kernels.linear(kernels.pack(gate, gate), x, torch.empty(len(x), 32), Epilogue.GATE)
     close(out[:, 0], silu(factors) * factors)
 
 
-def test_weights_that_do_not_fit_are_told(kernels: NativeKernels) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_projections(kernels: NativeKernels, dtype: torch.dtype) -> None:
+    """Layers over panels give and take the dtype of their weights."""
+    weight, x = weight_of(64, 32, dtype=dtype), normal(5, 32, dtype=dtype, seed=1)
+    expected, layer = linear(x.float(), weight.float()), projection(weight, kernels)
+    assert layer(x).dtype == layer.add(x, x @ weight.T).dtype == dtype
+    close(layer(x), expected, dtype)
+    close(layer.add(x, expected.to(dtype, copy=True)), 2 * expected, dtype)
+    pair = gated_pair(weight, weight, kernels)
+    assert pair(x).dtype == dtype
+    close(pair(x), silu(expected) * expected, dtype)
+
+
+def test_weights_that_do_not_fit_are_told(kernels: NativeKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_kernels, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     fitting = weight_of(64, 64)
     assert kernels.can_pack(fitting)
     assert not kernels.can_pack(fitting[:63])
     assert not kernels.can_pack(fitting[:, :63])
-    assert not kernels.can_pack(fitting.bfloat16())
+    assert kernels.can_pack(fitting.bfloat16())
+    assert not kernels.can_pack(fitting.half())
     assert not kernels.can_pack(fitting + 2**-20)  # not exact in bfloat16
     assert not kernels.can_pack(fitting.to("meta"))
+    monkeypatch.setattr(native_kernels, "processor_flags", lambda: frozenset({"avx512_bf16", "amx_bf16"}))
+    assert kernels.can_pack(fitting)
+    assert not kernels.can_pack(fitting.bfloat16())  # oneDNN has matrix units for it
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,7 +15,8 @@ from torch.nn.functional import embedding
 from transformers import Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from guardwire_server.model.native_kernels import DTYPE_PAIRS, LayerStack, LayerWeights, NativeKernels
+from guardwire_server.model.native_kernels import DTYPE_PAIRS, NativeKernels
+from guardwire_server.model.native_layers import LayerStack, LayerWeights
 from guardwire_server.model.projections import GatedPair, Projection, gated_pair, projection
 from guardwire_server.model.ragged_attention import RaggedBatch, num_kv_heads
 
@@ -113,10 +114,10 @@ class WholeForward:
                 attention_output=kernels.pack(attention.o_proj.weight),
                 gate_up=kernels.pack(mlp.gate_proj.weight, mlp.up_proj.weight),
                 mlp_output=kernels.pack(mlp.down_proj.weight),
-                input_norm=layer.input_layernorm.weight,
-                query_norm=attention.q_norm.weight,
-                key_norm=attention.k_norm.weight,
-                output_norm=layer.post_attention_layernorm.weight,
+                input_norm=layer.input_layernorm.weight.float(),
+                query_norm=attention.q_norm.weight.float(),
+                key_norm=attention.k_norm.weight.float(),
+                output_norm=layer.post_attention_layernorm.weight.float(),
             )
             layers.append(weights)
             del model.layers[0]
@@ -124,7 +125,8 @@ class WholeForward:
 
     def __call__(self, batch: RaggedBatch) -> torch.Tensor:
         """Hidden states [T, H] after the final norm; keys and values go into the batch's arena."""
-        x = self._frame.embed(batch)
+        embedded = self._frame.embed(batch)
+        x = embedded.float()
         self._kernels.run_layers(
             self._stack,
             x,
@@ -137,7 +139,7 @@ class WholeForward:
             eps=self._frame.eps,
             scale=self._frame.scale,
         )
-        return self._frame.normalise(x)
+        return self._frame.normalise(x.to(embedded.dtype))
 
 
 class _Layer:

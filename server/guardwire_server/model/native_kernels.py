@@ -6,14 +6,14 @@ Shapes as in kernels/kernels.cpp. All tensors are contiguous and on the CPU.
 """
 
 import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from guardwire_server.model.checkpoint_device import processor_flags
+from guardwire_server.model.native_layers import Batch, Heads, LayerStack, Panels, Shape
 from guardwire_server.model.native_library import load_library
 
 DTYPE_PAIRS = (
@@ -21,9 +21,9 @@ DTYPE_PAIRS = (
     (torch.float32, torch.bfloat16),
     (torch.bfloat16, torch.bfloat16),
 )
-"""What activations and cache may be kept in."""
+"""What activations and cache may be kept in. Activations in bfloat16 mean products of bfloat16 numbers, added up in
+float32."""
 
-_INPUT_MULTIPLE = 8  # kStride of kernels/linear.h
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _POINTER, _INT64, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 
@@ -36,56 +36,6 @@ class Epilogue(IntEnum):
     GATE = 2
 
 
-class _Heads(ctypes.Structure):
-    """Heads of kernels/norms.h."""
-
-    _fields_ = (
-        *((name, _INT64) for name in ("queries", "kv", "dim", "head_stride")),
-        *((name, _FLOAT) for name in ("eps", "scale")),
-    )
-
-
-class _Shape(ctypes.Structure):
-    """Shape of kernels/layers.h."""
-
-    _fields_ = (
-        *((name, _INT64) for name in ("num_layers", "hidden", "intermediate", "layer_stride")),
-        ("heads", _Heads),
-    )
-
-
-class _Batch(ctypes.Structure):
-    """Batch of kernels/layers.h."""
-
-    _fields_ = (
-        *((name, _INT64) for name in ("rows", "num_segments")),
-        *((name, _POINTER) for name in ("slots", "segments", "cosines", "sines")),
-    )
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer's weights, float32: panels, and norms [H] or [D]; in the order of Layer in kernels/layers.h."""
-
-    qkv: torch.Tensor
-    attention_output: torch.Tensor
-    gate_up: torch.Tensor
-    mlp_output: torch.Tensor
-    input_norm: torch.Tensor
-    query_norm: torch.Tensor
-    key_norm: torch.Tensor
-    output_norm: torch.Tensor
-
-
-class LayerStack:
-    """All layers' weights, and the table of pointers to them that the kernels read. Immutable."""
-
-    def __init__(self, layers: Sequence[LayerWeights]) -> None:
-        """Keeps the layers alive."""
-        self.layers = tuple(layers)
-        self.table = torch.tensor([[tensor.data_ptr() for tensor in vars(layer).values()] for layer in layers])
-
-
 class NativeKernels:
     """The loaded library. Immutable; calls may come from any thread and release the GIL."""
 
@@ -93,51 +43,55 @@ class NativeKernels:
         """Takes a library built from kernels/."""
         self._library = library
         self.lanes = int(library.guardwire_lanes())
-        library.guardwire_pack.argtypes = [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT]
-        library.guardwire_linear.argtypes = [_POINTER, _POINTER, *[_INT64] * 3, _INT, _POINTER, _INT]
         library.guardwire_room.argtypes = [_POINTER, _INT64]
         library.guardwire_room.restype = _INT64
         for suffix in _SUFFIXES.values():
             self._function("rms_norm", suffix).argtypes = [_POINTER, _POINTER, _INT64, _INT64, _FLOAT, _POINTER]
-            self._function("layers", suffix).argtypes = [*[_POINTER] * 7, _INT]
+            self._function("pack", suffix).argtypes = [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT]
+            self._function("linear", suffix).argtypes = [_POINTER, _POINTER, *[_INT64] * 3, _INT, _POINTER, _INT]
         for pair in DTYPE_PAIRS:
             self._function("prepare", _suffix(*pair)).argtypes = [*[_POINTER] * 7, _INT64, *[_POINTER] * 3, _INT]
             self._function("attend", _suffix(*pair)).argtypes = [*[_POINTER] * 5, _INT64, _POINTER, _INT]
+            self._function("layers", _suffix(*pair)).argtypes = [*[_POINTER] * 7, _INT]
 
     def _function(self, name: str, suffix: str) -> "ctypes._NamedFuncPointer":
         return getattr(self._library, f"guardwire_{name}_{suffix}")  # type: ignore[no-any-return]
 
     def can_pack(self, weight: torch.Tensor, *, gated: bool = False) -> bool:
-        """Whether the kernels take a weight [O, I]: float32 of a fitting shape, all of it exact in bfloat16."""
+        """Whether the kernels take a weight [O, I]: of a fitting shape, in bfloat16 or exact in it.
+
+        Where the processor has matrix units for bfloat16, which the kernels do not use, such weights are oneDNN's.
+        """
         outputs, inputs = weight.shape
         panel = self.lanes if gated else 2 * self.lanes
         return (
             weight.device.type == "cpu"
-            and weight.dtype == torch.float32
+            and weight.dtype in _SUFFIXES
+            and not (weight.dtype == torch.bfloat16 and "amx_bf16" in processor_flags())
             and outputs % panel == 0
-            and inputs % _INPUT_MULTIPLE == 0
-            and torch.equal(weight.bfloat16().float(), weight)
+            and inputs % self.lanes == 0
+            and torch.equal(weight.bfloat16().to(weight.dtype), weight)
         )
 
-    def pack(self, weight: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
-        """Lays out a weight [O, I] for `linear`; with `up`, of the same shape, as the gated pair (gate, up)."""
+    def pack(self, weight: torch.Tensor, up: torch.Tensor | None = None) -> Panels:
+        """Lays out a weight [O, I] for `linear`; with `up`, of the same shape and dtype, as the gated pair."""
         outputs, inputs = weight.shape
         first = weight.to(torch.bfloat16).contiguous()
         second = None if up is None else up.to(torch.bfloat16).contiguous()
-        panels = torch.empty(outputs * inputs // (1 if up is not None else 2), dtype=torch.int32)
-        self._library.guardwire_pack(
+        words = torch.empty(outputs * inputs // (1 if up is not None else 2), dtype=torch.int32)
+        self._function("pack", _SUFFIXES[weight.dtype])(
             first.data_ptr(),
             None if second is None else second.data_ptr(),
             outputs,
             inputs,
-            panels.data_ptr(),
+            words.data_ptr(),
             torch.get_num_threads(),
         )
-        return panels
+        return Panels(words, weight.dtype)
 
-    def linear(self, panels: torch.Tensor, x: torch.Tensor, out: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
-        """Maps x [T, I], float32, to out [T, O], float32; returns `out`."""
-        self._library.guardwire_linear(
+    def linear(self, panels: Panels, x: torch.Tensor, out: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
+        """Maps x [T, I], float32, rounded to the panels' dtype, to out [T, O], float32; returns `out`."""
+        self._function("linear", _SUFFIXES[panels.dtype])(
             panels.data_ptr(), x.data_ptr(), *x.shape, out.shape[1], epilogue, out.data_ptr(), torch.get_num_threads()
         )
         return out
@@ -250,11 +204,11 @@ class NativeKernels:
         if not num_tokens:
             return
         dim = keys.shape[-1]
-        # A panel's word holds two weights, and qkv has as many outputs as there are heads of all three kinds.
-        num_queries = stack.layers[0].qkv.numel() * 2 // (hidden * dim) - 2 * keys.shape[1]
+        # qkv has as many outputs as there are heads of all three kinds.
+        num_queries = stack.layers[0].qkv.num_weights // (hidden * dim) - 2 * keys.shape[1]
         heads = _heads(num_queries, keys[0], eps=eps, scale=scale)
-        shape = _Shape(len(stack.layers), hidden, intermediate_size, keys.stride(0), heads)
-        batch = _Batch(
+        shape = Shape(len(stack.layers), hidden, intermediate_size, keys.stride(0), heads)
+        batch = Batch(
             num_tokens,
             len(segments),
             slots.data_ptr(),
@@ -262,7 +216,7 @@ class NativeKernels:
             *(part.data_ptr() for part in rotation),
         )
         room = torch.empty(self._library.guardwire_room(ctypes.byref(shape), num_tokens))
-        self._function("layers", _SUFFIXES[keys.dtype])(
+        self._function("layers", _suffix(stack.dtype, keys.dtype))(
             stack.table.data_ptr(),
             ctypes.byref(shape),
             ctypes.byref(batch),
@@ -274,9 +228,9 @@ class NativeKernels:
         )
 
 
-def _heads(num_queries: int, keys: torch.Tensor, *, eps: float = 0.0, scale: float = 0.0) -> _Heads:
+def _heads(num_queries: int, keys: torch.Tensor, *, eps: float = 0.0, scale: float = 0.0) -> Heads:
     """What the kernels know of the heads; `keys` is one layer of the arena [K, S, D]."""
-    return _Heads(num_queries, len(keys), keys.shape[-1], keys.stride(0), eps, scale)
+    return Heads(num_queries, len(keys), keys.shape[-1], keys.stride(0), eps, scale)
 
 
 def _suffix(activations: torch.dtype, cache: torch.dtype) -> str:

@@ -59,10 +59,11 @@ class _PanelProjection:
         self._panels = kernels.pack(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.linear(self._panels, x, torch.empty(len(x), self._num_outputs), Epilogue.STORE)
+        out = torch.empty(len(x), self._num_outputs)
+        return self._kernels.linear(self._panels, x.float(), out, Epilogue.STORE).to(x.dtype)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self._kernels.linear(self._panels, x, residual, Epilogue.ADD)
+        return self._kernels.linear(self._panels, x.float(), residual.float(), Epilogue.ADD).to(x.dtype)
 
 
 class _PanelGatedPair:
@@ -72,7 +73,8 @@ class _PanelGatedPair:
         self._panels = kernels.pack(gate, up)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.linear(self._panels, x, torch.empty(len(x), self._num_outputs), Epilogue.GATE)
+        out = torch.empty(len(x), self._num_outputs)
+        return self._kernels.linear(self._panels, x.float(), out, Epilogue.GATE).to(x.dtype)
 
 
 class _PackedProjection:

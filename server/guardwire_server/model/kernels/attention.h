@@ -6,8 +6,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
+#include "cached.h"
 #include "norms.h"
 #include "team.h"
 #include "vectors.h"
@@ -24,44 +26,39 @@ inline void fetch(const char* from) {
   for (int byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
-// Scores of R rows with kKeys keys; `query` [R][D] is arranged.
-template <int R, int kKeys, typename T>
-inline void score_some(const float* query, const T* keys, int64_t dim, float scale, float* scores, int64_t stride) {
+// Scores of R rows with the keys `first` to `first` + kLanes - 1; past the last key, that one again.
+template <typename X, int R, typename T>
+inline void score_block(const typename Cached<X, T>::Query* query, const T* keys, int64_t first, int64_t count,
+                        int64_t dim, float scale, float* scores, int64_t stride) {
+  constexpr int kKeys = R * 4 <= kRowTile * 2 ? 4 : 2;  // as many sums as registers hold
   constexpr int kBytes = kKeys * 2 * kLanes * (int)sizeof(T);
-  const char* ahead = (const char*)(keys + kAhead * dim);
-  Floats sums[kKeys][R];
-  for (int k = 0; k < kKeys; k++)
-    for (int r = 0; r < R; r++) sums[k][r] = splat(0);
-  for (int64_t c = 0; c < dim; c += 2 * kLanes, ahead += kBytes) {
-    fetch<kBytes>(ahead);
+  Floats parts[R][kLanes / kKeys];
 #pragma GCC unroll 8
-    for (int k = 0; k < kKeys; k++) {
-      Floats first, second;
-      load_pair(keys + k * dim + c, first, second);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        sums[k][r] += first * load(query + r * dim + c);
-        sums[k][r] += second * load(query + r * dim + c + kLanes);
+  for (int group = 0; group < kLanes / kKeys; group++) {
+    const T* at[kKeys];
+    for (int k = 0; k < kKeys; k++) at[k] = keys + std::min(first + group * kKeys + k, count - 1) * dim;
+    const char* ahead = (const char*)(at[0] + kAhead * dim);
+    Floats sums[R][kKeys];
+    for (int r = 0; r < R; r++)
+      for (int k = 0; k < kKeys; k++) sums[r][k] = splat(0.0f);
+    for (int64_t c = 0; c < dim; c += 2 * kLanes, ahead += kBytes) {
+      fetch<kBytes>(ahead);
+#pragma GCC unroll 4
+      for (int k = 0; k < kKeys; k++) {
+        const auto key = Cached<X, T>::read_key(at[k] + c);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) sums[r][k] = Cached<X, T>::add(sums[r][k], key, query + r * dim + c);
       }
     }
+    for (int r = 0; r < R; r++) parts[r][group] = sums_of<kKeys>(sums[r]);
   }
-  for (int k = 0; k < kKeys; k++)
-    for (int r = 0; r < R; r++) scores[r * stride + k] = sum(sums[k][r]) * scale;
+  for (int r = 0; r < R; r++)
+    store(scores + r * stride + first, sums_of<kLanes / kKeys, kKeys>(parts[r]) * scale);
 }
 
-template <int R, typename T>
-inline void score_keys(const float* query, const T* keys, int64_t count, int64_t dim, float scale,
-                       float* scores, int64_t stride) {
-  constexpr int kKeys = R <= 2 ? 4 : 2;  // as many sums as registers hold
-  int64_t j = 0;
-  for (; j + kKeys <= count; j += kKeys)
-    score_some<R, kKeys>(query, keys + j * dim, dim, scale, scores + j, stride);
-  for (; j < count; j++) score_some<R, 1>(query, keys + j * dim, dim, scale, scores + j, stride);
-}
-
-// Turns the first `count` scores into weights that add up to 1; the rest of `padded`, a whole number of vectors, weighs
-// nothing.
-inline void softmax(float* scores, int64_t count, int64_t padded) {
+// Turns the first `count` scores into weights and returns what those add up to; the rest of `padded`, a whole number of
+// vectors, weighs nothing.
+inline float weigh_scores(float* scores, int64_t count, int64_t padded) {
   std::fill(scores + count, scores + padded, -INFINITY);
   Floats highest = load(scores);
   for (int64_t j = kLanes; j < padded; j += kLanes) {
@@ -70,60 +67,59 @@ inline void softmax(float* scores, int64_t count, int64_t padded) {
   }
   float top = highest[0];
   for (int lane = 1; lane < kLanes; lane++) top = std::max(top, highest[lane]);
-  Floats total = splat(0);
+  Floats total = splat(0.0f);
   for (int64_t j = 0; j < padded; j += kLanes) {
     const Floats value = exponential(load(scores + j) - top);
     store(scores + j, value);
     total += value;
   }
-  // Padding adds exp(-87) at most, which float32 cannot see beside the 1 of the highest score.
-  const float inverse = 1.0f / sum(total);
-  for (int64_t j = 0; j < padded; j += kLanes) store(scores + j, load(scores + j) * inverse);
   std::fill(scores + count, scores + padded, 0.0f);
+  // Padding has added exp(-87) at most, which float32 cannot see beside the 1 of the highest score.
+  return sum(total);
 }
 
 // Adds the weighted values of `count` keys to `sums` [R][D], kPairs pairs of vectors of the head dimension, whose sums
 // stay in registers. As many bytes are fetched from `ahead` on as are read.
-template <int R, int kPairs, typename T>
-inline void weigh_part(const float* weights, int64_t stride, const T* values, int64_t count, int64_t dim,
-                       const char* ahead, float* sums) {
-  constexpr int kBytes = kPairs * 2 * kLanes * (int)sizeof(T);
+template <typename X, int R, int kPairs, typename T>
+inline void weigh_part(const typename Arithmetic<X>::Factor* weights, int64_t stride, const T* values, int64_t count,
+                       int64_t dim, const char* ahead, float* sums) {
+  constexpr int kInputs = Arithmetic<X>::kInputs, kBytes = kInputs * kPairs * 2 * kLanes * (int)sizeof(T);
   Floats part[R][2 * kPairs];
   for (int r = 0; r < R; r++)
     for (int p = 0; p < 2 * kPairs; p++) part[r][p] = load(sums + r * dim + p * kLanes);
-  for (int64_t j = 0; j < count; j++, ahead += kBytes) {
+  for (int64_t j = 0; j < count; j += kInputs, ahead += kBytes) {
     fetch<kBytes>(ahead);
-#pragma GCC unroll 4
-    for (int p = 0; p < kPairs; p++) {
-      Floats first, second;
-      load_pair(values + j * dim + 2 * p * kLanes, first, second);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const Floats weight = splat(weights[r * stride + j]);
-        part[r][2 * p] += weight * first;
-        part[r][2 * p + 1] += weight * second;
-      }
-    }
+    const T *from = values + j * dim, *next = from + (j + 1 < count ? dim : 0);  // what lies past the last key may be NaN
+    repeat<kPairs>([&](auto p) INLINE {
+      typename Arithmetic<X>::Weights first, second;
+      Cached<X, T>::read_values(from + 2 * p * kLanes, next + 2 * p * kLanes, first, second);
+      repeat<R>([&](auto r) INLINE {
+        const auto weight = weights[r * stride + j / kInputs];
+        part[r][2 * p] = Arithmetic<X>::add(part[r][2 * p], weight, first);
+        part[r][2 * p + 1] = Arithmetic<X>::add(part[r][2 * p + 1], weight, second);
+      });
+    });
   }
   for (int r = 0; r < R; r++)
     for (int p = 0; p < 2 * kPairs; p++) store(sums + r * dim + p * kLanes, part[r][p]);
 }
 
-// Weighted sums of `count` keys' values, arranged.
-template <int R, typename T>
-inline void weigh_values(const float* weights, int64_t stride, const T* values, int64_t count, int64_t dim,
-                         float* sums) {
-  constexpr int kPairs = R <= 2 ? 2 : 1;
+// Weighted sums of `count` keys' values, in the order in which those are read.
+template <typename X, int R, typename T>
+inline void weigh_values(const typename Arithmetic<X>::Factor* weights, int64_t stride, const T* values, int64_t count,
+                         int64_t dim, float* sums) {
+  constexpr int kPairs = std::bit_floor(std::clamp<unsigned>(kRowTile / R, 1, 4));  // as many sums as registers hold
   constexpr int64_t kBlock = 32;  // keys whose values stay in the first-level cache for the next part
   std::fill(sums, sums + R * dim, 0.0f);
   for (int64_t j = 0; j < count; j += kBlock) {
     const int64_t some = std::min(kBlock, count - j);
     const T *block = values + j * dim, *ahead = block + kAhead * dim;
+    const auto* factors = weights + j / Arithmetic<X>::kInputs;
     int64_t c = 0;
     for (; c + 2 * kPairs * kLanes <= dim; c += 2 * kPairs * kLanes)
-      weigh_part<R, kPairs>(weights + j, stride, block + c, some, dim, (const char*)(ahead + c * some), sums + c);
+      weigh_part<X, R, kPairs>(factors, stride, block + c, some, dim, (const char*)(ahead + c * some), sums + c);
     for (; c < dim; c += 2 * kLanes)
-      weigh_part<R, 1>(weights + j, stride, block + c, some, dim, (const char*)(ahead + c * some), sums + c);
+      weigh_part<X, R, 1>(factors, stride, block + c, some, dim, (const char*)(ahead + c * some), sums + c);
   }
 }
 
@@ -134,27 +130,34 @@ struct Piece {
   int64_t kv_head, first, count;
 };
 
-template <int R, typename T, typename X>
-void attend_piece(const Heads& heads, const Piece& piece, const float* query, const T* keys, const T* values, X* out,
+template <typename X, int R, typename T, typename Out>
+void attend_piece(const Heads& heads, const Piece& piece, const float* query, const T* keys, const T* values, Out* out,
                   std::vector<float>& room) {
   const int64_t groups = heads.queries / heads.kv, dim = heads.dim, past = piece.segment[1];
   const int64_t visible = past + (piece.first + R - 1) / groups + 1;  // keys that the last row sees
-  const int64_t padded = (visible + kLanes - 1) / kLanes * kLanes;
-  if ((int64_t)room.size() < R * (padded + 2 * dim)) room.resize(R * (padded + 2 * dim));
-  float *const scores = room.data(), *const sums = scores + R * padded, *const rows = sums + R * dim;
-  int64_t places[R];
-  for (int r = 0; r < R; r++) {
+  const int64_t padded = (visible + kLanes - 1) / kLanes * kLanes, stride = padded / Arithmetic<X>::kInputs;
+  if ((int64_t)room.size() < R * (2 * padded + 2 * dim) + dim) room.resize(R * (2 * padded + 2 * dim) + dim);
+  float *const scores = room.data(), *const sums = scores + R * padded, *const row = sums + R * dim;
+  const auto rows = (typename Cached<X, T>::Query*)(row + dim);
+  const auto weights = (typename Arithmetic<X>::Factor*)(row + dim + R * dim);
+  const auto place = [&](int r) {
     const int64_t token = piece.segment[2] + (piece.first + r) / groups;
-    places[r] = (token * heads.queries + piece.kv_head * groups + (piece.first + r) % groups) * dim;
-    arrange<T>(query + places[r], dim, rows + r * dim);
-  }
+    return (token * heads.queries + piece.kv_head * groups + (piece.first + r) % groups) * dim;
+  };
+  for (int r = 0; r < R; r++) Cached<X, T>::arrange(query + place(r), dim, rows + r * dim);
   const int64_t from = piece.kv_head * heads.head_stride + piece.segment[0] * dim;
-  score_keys<R>(rows, keys + from, visible, dim, heads.scale, scores, padded);
-  for (int r = 0; r < R; r++) softmax(scores + r * padded, past + (piece.first + r) / groups + 1, padded);
-  weigh_values<R>(scores, padded, values + from, visible, dim, sums);
+  for (int64_t j = 0; j < padded; j += kLanes)
+    score_block<X, R>(rows, keys + from, j, visible, dim, heads.scale, scores, padded);
+  float totals[R];
   for (int r = 0; r < R; r++) {
-    restore<T>(sums + r * dim, dim, rows + r * dim);
-    for (int64_t c = 0; c < dim; c += kLanes) store(out + places[r] + c, load(rows + r * dim + c));
+    totals[r] = weigh_scores(scores + r * padded, past + (piece.first + r) / groups + 1, padded);
+    for (int64_t j = 0; j < padded; j += kLanes)
+      Arithmetic<X>::round(load(scores + r * padded + j), weights + r * stride + j / Arithmetic<X>::kInputs);
+  }
+  weigh_values<X, R>(weights, stride, values + from, visible, dim, sums);
+  for (int r = 0; r < R; r++) {
+    Cached<X, T>::restore(sums + r * dim, dim, row);
+    for (int64_t c = 0; c < dim; c += kLanes) store(out + place(r) + c, load(row + c) / totals[r]);
   }
 }
 
@@ -172,18 +175,19 @@ inline std::vector<Piece> cut_into_pieces(const Heads& heads, const int64_t* seg
   return pieces;
 }
 
-template <typename T, typename X>
+template <typename X, typename T, typename Out, int... R>
+auto choose_piece(int64_t rows, std::integer_sequence<int, R...>) {
+  static constexpr decltype(&attend_piece<X, 1, T, Out>) functions[] = {attend_piece<X, R + 1, T, Out>...};
+  return functions[rows - 1];
+}
+
+// `out` [T, N D]; products in the arithmetic of X.
+template <typename X, typename T, typename Out>
 void attend(Team& team, const Heads& heads, const std::vector<Piece>& pieces, const float* query, const T* keys,
-            const T* values, X* out, std::vector<float>& room) {
+            const T* values, Out* out, std::vector<float>& room) {
   team.share((int64_t)pieces.size(), 1, [&](int64_t index) {
     const Piece& piece = pieces[index];
-    switch (piece.count) {
-      case 1: return attend_piece<1>(heads, piece, query, keys, values, out, room);
-      case 2: return attend_piece<2>(heads, piece, query, keys, values, out, room);
-      case 3: return attend_piece<3>(heads, piece, query, keys, values, out, room);
-      case 4: return attend_piece<4>(heads, piece, query, keys, values, out, room);
-      case 5: return attend_piece<5>(heads, piece, query, keys, values, out, room);
-      default: return attend_piece<6>(heads, piece, query, keys, values, out, room);
-    }
+    choose_piece<X, T, Out>(piece.count, std::make_integer_sequence<int, kMaxRows>())(heads, piece, query, keys, values,
+                                                                                      out, room);
   });
 }

@@ -17,32 +17,13 @@ extern "C" {
 
 int guardwire_lanes() { return kLanes; }
 
-// weight [O, I] bfloat16 -> panels; `second` is null, or the up projection of a gated pair.
-void guardwire_pack(const uint16_t* weight, const uint16_t* second, int64_t outputs, int64_t inputs, uint32_t* panels,
-                    int threads) {
-  const int64_t step = second ? kLanes : kPanel;
-  Team::run(threads, [&](Team& team) {
-    team.share(outputs / step, 1, [&](int64_t panel) {
-      for (int64_t i = 0; i < inputs; i++)
-        for (int lane = 0; lane < kLanes; lane++) {
-          const int64_t low = (panel * step + lane) * inputs + i;
-          const uint32_t high = second ? second[low] : weight[low + kLanes * inputs];
-          panels[(panel * inputs + i) * kLanes + lane] = weight[low] | high << 16;
-        }
-    });
-  });
-}
-
-// x [T, I] times packed weights -> out [T, O]; epilogue: 0 store, 1 add to out, 2 silu(gate) * up.
-void guardwire_linear(const uint32_t* panels, const float* x, int64_t rows, int64_t inputs, int64_t outputs,
-                      int epilogue, float* out, int threads) {
-  if (rows == 0) return;
-  const Tiles tiles(rows);
-  std::vector<float> interleaved(rows * inputs);
-  Team::run(threads, [&](Team& team) {
-    interleave(team, tiles, x, inputs, interleaved.data());
-    multiply_panels(team, panels, interleaved.data(), tiles, inputs, outputs, (Epilogue)epilogue, out);
-  });
+// Whether products of pairs of bfloat16 numbers have an instruction of their own.
+int guardwire_has_bfloat16() {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
 }
 
 int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shape, rows); }
@@ -70,14 +51,39 @@ int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shap
     const std::vector<Piece> pieces = cut_into_pieces(*heads, segments, num_segments);                             \
     Team::run(threads, [&](Team& team) {                                                                           \
       std::vector<float> room;                                                                                     \
-      attend(team, *heads, pieces, query, keys, values, out, room);                                                \
+      attend<X>(team, *heads, pieces, query, keys, values, out, room);                                                \
     });                                                                                                            \
   }
 
-#define GUARDWIRE_DEFINE_LAYERS(T, SUFFIX)                                                                         \
+// Products in the arithmetic of X. `pack`: weight [O, I] bfloat16 -> panels; `second` is null, or the up projection of a
+// gated pair. `linear`: x [T, I] times packed weights -> out [T, O]; epilogue: 0 store, 1 add to out, 2 silu(gate) * up.
+#define GUARDWIRE_DEFINE_PRODUCTS(X, SUFFIX)                                                                       \
+  void guardwire_pack_##SUFFIX(const uint16_t* weight, const uint16_t* second, int64_t outputs, int64_t inputs,    \
+                               uint32_t* panels, int threads) {                                                    \
+    const int64_t step = second ? kLanes : kPanel;                                                                 \
+    Team::run(threads, [&](Team& team) {                                                                           \
+      team.share(outputs / step, 1, [&](int64_t panel) {                                                           \
+        const uint16_t* first = weight + panel * step * inputs;                                                    \
+        pack_panel<X>(first, second ? second + panel * step * inputs : first + kLanes * inputs, inputs,            \
+                      panels + panel * kLanes * inputs);                                                           \
+      });                                                                                                          \
+    });                                                                                                            \
+  }                                                                                                                \
+  void guardwire_linear_##SUFFIX(const uint32_t* panels, const float* x, int64_t rows, int64_t inputs,             \
+                                 int64_t outputs, int epilogue, float* out, int threads) {                         \
+    if (rows == 0) return;                                                                                         \
+    const Tiles tiles(rows);                                                                                       \
+    std::vector<Arithmetic<X>::Factor> interleaved(rows * inputs / Arithmetic<X>::kInputs);                        \
+    Team::run(threads, [&](Team& team) {                                                                           \
+      interleave<X>(team, tiles, x, inputs, interleaved.data());                                                   \
+      multiply_panels<X>(team, panels, interleaved.data(), tiles, inputs, outputs, (Epilogue)epilogue, out);       \
+    });                                                                                                            \
+  }
+
+#define GUARDWIRE_DEFINE_LAYERS(X, T, SUFFIX)                                                                         \
   void guardwire_layers_##SUFFIX(const Layer* layers, const Shape* shape, const Batch* batch, float* x, T* keys,   \
                                  T* values, float* room, int threads) {                                            \
-    run_layers(layers, *shape, *batch, x, keys, values, room, threads);                                            \
+    run_layers<X>(layers, *shape, *batch, x, keys, values, room, threads);                                            \
   }
 
 GUARDWIRE_DEFINE_NORM(float, f32)
@@ -85,6 +91,9 @@ GUARDWIRE_DEFINE_NORM(BFloat16, bf16)
 GUARDWIRE_DEFINE(float, float, f32_f32)
 GUARDWIRE_DEFINE(float, BFloat16, f32_bf16)
 GUARDWIRE_DEFINE(BFloat16, BFloat16, bf16_bf16)
-GUARDWIRE_DEFINE_LAYERS(float, f32)
-GUARDWIRE_DEFINE_LAYERS(BFloat16, bf16)
+GUARDWIRE_DEFINE_PRODUCTS(float, f32)
+GUARDWIRE_DEFINE_PRODUCTS(BFloat16, bf16)
+GUARDWIRE_DEFINE_LAYERS(float, float, f32_f32)
+GUARDWIRE_DEFINE_LAYERS(float, BFloat16, f32_bf16)
+GUARDWIRE_DEFINE_LAYERS(BFloat16, BFloat16, bf16_bf16)
 }

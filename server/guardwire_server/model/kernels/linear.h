@@ -1,9 +1,8 @@
 // Products of a few rows with large weights that lie in memory as bfloat16.
 //
-// A panel is 2 * kLanes outputs. Its weights lie input by input; one 32-bit word holds two outputs, so that a shift and
-// a mask give both as float32: the low half is output `lane`, the high half output `kLanes + lane` (or, in a gated
-// pair, the gate and the up projection of one and the same output). Rows are cut into tiles whose sums fit into the
-// registers, and lie interleaved, [inputs][rows of the tile].
+// A panel is two vectors of outputs, of kLanes each (or, in a gated pair, the gate and the up projection of kLanes
+// outputs). Its weights lie input by input, in an order that the arithmetic asks for. Rows are cut into tiles whose sums
+// fit into the registers, and lie interleaved, factor by factor: [factors][rows of the tile].
 
 #pragma once
 
@@ -26,66 +25,103 @@ constexpr int64_t kAheadBytes = 4096;
 
 enum class Epilogue { kStore = 0, kAdd = 1, kGate = 2 };
 
+// The two kinds of arithmetic: what activations are rounded to before they are multiplied.
+template <typename X>
+struct Arithmetic;
+
+// One 32-bit word of a panel holds an input's weight of two outputs, `lane` and `kLanes + lane`, so that a shift and a
+// mask give both as float32.
+template <>
+struct Arithmetic<float> {
+  typedef float Factor;
+  typedef Floats Weights;
+  static constexpr int kInputs = 1;  // of a factor
+
+  static uint32_t word(const uint16_t* first, const uint16_t* second, int64_t input, int) {
+    return first[input] | (uint32_t)second[input] << 16;
+  }
+  static void read(const uint32_t* words, Weights& first, Weights& second) {
+    load_pair((const BFloat16*)words, first, second);
+  }
+  static void round(Floats x, Factor* factors) { store(factors, x); }
+  static Floats add(Floats sum, Factor factor, Weights weights) { return sum + splat(factor) * weights; }
+};
+
+// A word holds two inputs' weights of one output, as the instruction for pairs takes them: a vector of the panel's first
+// outputs, then one of the second. A factor is two inputs, too.
+template <>
+struct Arithmetic<BFloat16> {
+  typedef uint32_t Factor;
+  typedef Words Weights;
+  static constexpr int kInputs = 2;
+
+  static uint32_t word(const uint16_t* first, const uint16_t* second, int64_t input, int vector) {
+    const uint16_t* from = (vector ? second : first) + input;
+    return from[0] | (uint32_t)from[1] << 16;
+  }
+  static void read(const uint32_t* words, Weights& first, Weights& second) {
+    std::memcpy(&first, words, sizeof first);
+    std::memcpy(&second, words + kLanes, sizeof second);
+  }
+  static void round(Floats x, Factor* factors) { store((BFloat16*)factors, x); }
+  static Floats add(Floats sum, Factor factor, Weights weights) { return add_products(sum, splat(factor), weights); }
+};
+
+// Lays out one panel: the weights [inputs] of its outputs, `first` and `second` each kLanes neighbours.
+template <typename X>
+void pack_panel(const uint16_t* first, const uint16_t* second, int64_t inputs, uint32_t* panel) {
+  constexpr int kInputs = Arithmetic<X>::kInputs;
+  for (int64_t i = 0; i < inputs; i += kInputs)
+    for (int vector = 0; vector < kInputs; vector++)
+      for (int64_t lane = 0; lane < kLanes; lane++)
+        *panel++ = Arithmetic<X>::word(first + lane * inputs, second + lane * inputs, i, vector);
+}
+
 // `ahead` points to what a later call will read, `lines` cache lines of it for every kStride inputs here: the memory
 // works while the arithmetic does.
 constexpr int kStride = 8;
 
-template <int R, int U>
-inline void multiply(const uint32_t* panel, const float* x, int64_t inputs, const char* ahead, int lines,
-                     Floats low[R], Floats high[R]) {
-  Floats a[U][R], b[U][R];
-  for (int u = 0; u < U; u++)
-    for (int r = 0; r < R; r++) a[u][r] = b[u][r] = splat(0);
+// One panel times R rows.
+template <typename X, int R>
+void panel_times_rows(const uint32_t* panel, const typename Arithmetic<X>::Factor* x, int64_t inputs, const char* ahead,
+                      int lines, Epilogue epilogue, float* out, int64_t stride) {
+  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;  // enough independent sums to hide the latency of an addition
+  constexpr int kInputs = Arithmetic<X>::kInputs;
+  Floats low[kChains][R], high[kChains][R];
+  repeat<kChains * R>([&](auto sum) INLINE { low[sum / R][sum % R] = high[sum / R][sum % R] = splat(0.0f); });
   for (int64_t block = 0; block < inputs; block += kStride) {
     for (int line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-    for (int64_t i = block; i < block + kStride; i += U) {
-#pragma GCC unroll 4
-      for (int u = 0; u < U; u++) {
-        Words words;
-        std::memcpy(&words, panel + (i + u) * kLanes, sizeof words);
-        const Floats first = (Floats)(words << 16), second = (Floats)(words & 0xffff0000u);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-          const Floats factor = splat(x[(i + u) * R + r]);
-          a[u][r] += factor * first;
-          b[u][r] += factor * second;
-        }
-      }
-    }
+    for (int64_t i = block; i < block + kStride; i += kChains * kInputs, x += kChains * R)
+      repeat<kChains>([&](auto chain) INLINE {
+        typename Arithmetic<X>::Weights first, second;
+        Arithmetic<X>::read(panel + (i + chain * kInputs) * kLanes, first, second);
+        repeat<R>([&](auto r) INLINE {
+          low[chain][r] = Arithmetic<X>::add(low[chain][r], x[chain * R + r], first);
+          high[chain][r] = Arithmetic<X>::add(high[chain][r], x[chain * R + r], second);
+        });
+      });
   }
-  for (int r = 0; r < R; r++) {
-    low[r] = a[0][r];
-    high[r] = b[0][r];
-    for (int u = 1; u < U; u++) low[r] += a[u][r], high[r] += b[u][r];
-  }
-}
-
-// One panel times R rows.
-template <int R>
-void panel_times_rows(const uint32_t* panel, const float* x, int64_t inputs, const char* ahead, int lines,
-                      Epilogue epilogue, float* out, int64_t stride) {
-  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;  // enough independent sums to hide the latency of an addition
-  Floats low[R], high[R];
-  multiply<R, kChains>(panel, x, inputs, ahead, lines, low, high);
-  for (int r = 0; r < R; r++) {
+  repeat<(kChains - 1) * R>([&](auto sum) INLINE {
+    low[0][sum % R] += low[1 + sum / R][sum % R];
+    high[0][sum % R] += high[1 + sum / R][sum % R];
+  });
+  repeat<R>([&](auto r) INLINE {
     float* row = out + r * stride;
     if (epilogue == Epilogue::kGate) {
-      store(row, low[r] / (1.0f + exponential(-low[r])) * high[r]);
+      store(row, low[0][r] / (1.0f + exponential(-low[0][r])) * high[0][r]);
     } else if (epilogue == Epilogue::kAdd) {
-      store(row, load(row) + low[r]);
-      store(row + kLanes, load(row + kLanes) + high[r]);
+      store(row, load(row) + low[0][r]);
+      store(row + kLanes, load(row + kLanes) + high[0][r]);
     } else {
-      store(row, low[r]);
-      store(row + kLanes, high[r]);
+      store(row, low[0][r]);
+      store(row + kLanes, high[0][r]);
     }
-  }
+  });
 }
 
-typedef void (*PanelFunction)(const uint32_t*, const float*, int64_t, const char*, int, Epilogue, float*, int64_t);
-
-template <int... R>
-PanelFunction choose(int64_t rows, std::integer_sequence<int, R...>) {
-  static const PanelFunction functions[] = {panel_times_rows<R + 1>...};
+template <typename X, int... R>
+auto choose(int64_t rows, std::integer_sequence<int, R...>) {
+  static constexpr decltype(&panel_times_rows<X, 1>) functions[] = {panel_times_rows<X, R + 1>...};
   return functions[rows - 1];
 }
 
@@ -97,31 +133,44 @@ struct Tiles {
   int64_t height(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
-// Lays the rows of x [T, I] out in tiles, each value times `scale(row)`, which is asked once a row, and `weight(i)`.
-template <typename Scale, typename Weight>
-void interleave(Team& team, const Tiles& tiles, const float* x, int64_t inputs, Scale scale, Weight weight, float* to) {
+// Lays the rows of x [T, I] out in tiles, each value times `scale(row)`, which is asked once a row, and those of
+// `weight(i)`, a vector.
+template <typename X, typename Scale, typename Weight>
+void interleave(Team& team, const Tiles& tiles, const float* x, int64_t inputs, Scale scale, Weight weight,
+                typename Arithmetic<X>::Factor* to) {
+  constexpr int kInputs = Arithmetic<X>::kInputs;
+  constexpr int64_t kChunk = 512;  // of a tile's rows, so that what is written stays in the first-level cache
   team.share(tiles.count, 1, [&](int64_t tile) {
     const int64_t first = tiles.first(tile), height = tiles.height(tile);
-    float* out = to + first * inputs;
-    for (int64_t r = 0; r < height; r++) {
-      const float* row = x + (first + r) * inputs;
-      const float factor = scale(row);
-      for (int64_t i = 0; i < inputs; i++) out[i * height + r] = row[i] * factor * weight(i);
-    }
+    float scales[kRowTile];
+    for (int64_t r = 0; r < height; r++) scales[r] = scale(x + (first + r) * inputs);
+    for (int64_t begin = 0; begin < inputs; begin += kChunk)
+      for (int64_t r = 0; r < height; r++) {
+        const float* row = x + (first + r) * inputs;
+        auto* out = to + (first * inputs + begin * height) / kInputs + r;
+        for (int64_t i = begin; i < std::min(inputs, begin + kChunk); i += kLanes) {
+          typename Arithmetic<X>::Factor factors[kLanes / kInputs];
+          Arithmetic<X>::round(load(row + i) * scales[r] * weight(i), factors);
+          for (int f = 0; f < kLanes / kInputs; f++, out += height) *out = factors[f];
+        }
+      }
   });
 }
 
-inline void interleave(Team& team, const Tiles& tiles, const float* x, int64_t inputs, float* to) {
-  interleave(team, tiles, x, inputs, [](const float*) { return 1.0f; }, [](int64_t) { return 1.0f; }, to);
+template <typename X>
+void interleave(Team& team, const Tiles& tiles, const float* x, int64_t inputs, typename Arithmetic<X>::Factor* to) {
+  interleave<X>(team, tiles, x, inputs, [](const float*) { return 1.0f; }, [](int64_t) { return 1.0f; }, to);
 }
 
 // Interleaved rows times packed weights -> out [T, O].
-inline void multiply_panels(Team& team, const uint32_t* panels, const float* interleaved, const Tiles& tiles,
-                            int64_t inputs, int64_t outputs, Epilogue epilogue, float* out) {
+template <typename X>
+void multiply_panels(Team& team, const uint32_t* panels, const typename Arithmetic<X>::Factor* interleaved,
+                     const Tiles& tiles, int64_t inputs, int64_t outputs, Epilogue epilogue, float* out) {
+  const int64_t factors = inputs / Arithmetic<X>::kInputs;
   const int64_t step = epilogue == Epilogue::kGate ? kLanes : kPanel, num_panels = outputs / step;
   // Tiles in blocks that stay in the second-level cache; the weights are read again for each, which is little work
   // beside the arithmetic of a whole block.
-  const int64_t block = std::max<int64_t>(1, kBlockBytes / (kRowTile * inputs * (int64_t)sizeof(float)));
+  const int64_t block = std::max<int64_t>(1, kBlockBytes / (kRowTile * factors * (int64_t)sizeof(float)));
   const int64_t num_blocks = (tiles.count + block - 1) / block, in_block = std::min(block, tiles.count);
   // The tiles of a panel fetch the next panel together, each its share. A single one comes to it soon enough to fetch a
   // few thousand bytes ahead, which is faster by a twentieth.
@@ -133,8 +182,8 @@ inline void multiply_panels(Team& team, const uint32_t* panels, const float* int
     const char* ahead = (const char*)weights + (tiles.count == 1 ? kAheadBytes : inputs * kLanes * 4);
     for (int64_t tile = begin; tile < std::min(tiles.count, begin + block); tile++) {
       const int64_t first = tiles.first(tile), height = tiles.height(tile);
-      choose(height, std::make_integer_sequence<int, kRowTile>())(
-          weights, interleaved + first * inputs, inputs, ahead, lines, epilogue, out + first * outputs + panel * step,
+      choose<X>(height, std::make_integer_sequence<int, kRowTile>())(
+          weights, interleaved + first * factors, inputs, ahead, lines, epilogue, out + first * outputs + panel * step,
           outputs);
       ahead += inputs / kStride * lines * 64;
     }

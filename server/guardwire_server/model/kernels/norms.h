@@ -6,7 +6,7 @@
 
 template <typename X>
 inline float inverse_rms(const X* x, int64_t size, float eps) {
-  Floats total = splat(0);
+  Floats total = splat(0.0f);
   for (int64_t i = 0; i < size; i += kLanes) {
     const Floats value = load(x + i);
     total += value * value;

@@ -1,13 +1,20 @@
 // Vectors of floats in the width of the processor, and what the standard library has no vector form of.
 //
-// GCC/Clang vector extensions: one source gives AVX2, AVX-512 or NEON code with -march=native. Arithmetic is float32
-// throughout; in memory there is float or bfloat16.
+// GCC/Clang vector extensions: one source gives AVX2, AVX-512 or NEON code with -march=native. In memory there is float
+// or bfloat16; arithmetic is float32, but for products of pairs of bfloat16 numbers, for which some processors have an
+// instruction.
 
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -27,8 +34,21 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// Calls body(0), ..., body(kCount - 1) with constants, which index arrays that then become registers; of a loop, even an
+// unrolled one, compilers may keep the arrays in memory.
+#define INLINE __attribute__((always_inline))
+
+template <int kCount, typename Body>
+INLINE inline void repeat(Body body) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) INLINE {
+    (body(std::integral_constant<int, kIndex>()), ...);
+  }(std::make_integer_sequence<int, kCount>());
+}
+
 // `value - 0` is exactly `value`, signed zeros included, so compilers make it one broadcast.
 inline Floats splat(float value) { return value - Floats{}; }
+
+inline Words splat(uint32_t value) { return value - Words{}; }
 
 inline Floats load(const float* from) {
   Floats value;
@@ -42,9 +62,8 @@ inline Floats load(const BFloat16* from) {
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
-// Two vectors' worth of neighbours. bfloat16 comes as the even ones and the odd ones, since a shift and a mask then do
-// what takes several shuffles in the order of memory; `arrange` and `restore` bring other vectors into that order and
-// back.
+// Two vectors' worth of neighbours, in the order in which they are cheapest to have: of bfloat16 the even ones and the odd
+// ones, since a shift and a mask then do what takes several shuffles in the order of memory.
 inline void load_pair(const float* from, Floats& first, Floats& second) {
   first = load(from);
   second = load(from + kLanes);
@@ -57,34 +76,28 @@ inline void load_pair(const BFloat16* from, Floats& first, Floats& second) {
   second = (Floats)(words & 0xffff0000u);
 }
 
-template <typename T>
-inline void arrange(const float* from, int64_t size, float* to) {
-  for (int64_t i = 0; i < size; i += 2 * kLanes)
-    for (int lane = 0; lane < kLanes; lane++) {
-      const bool is_split = sizeof(T) == 2;
-      to[i + lane] = from[i + (is_split ? 2 * lane : lane)];
-      to[i + kLanes + lane] = from[i + (is_split ? 2 * lane + 1 : kLanes + lane)];
-    }
-}
-
-template <typename T>
-inline void restore(const float* from, int64_t size, float* to) {
-  for (int64_t i = 0; i < size; i += 2 * kLanes)
-    for (int lane = 0; lane < kLanes; lane++) {
-      const bool is_split = sizeof(T) == 2;
-      to[i + (is_split ? 2 * lane : lane)] = from[i + lane];
-      to[i + (is_split ? 2 * lane + 1 : kLanes + lane)] = from[i + kLanes + lane];
-    }
-}
-
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
-// Rounds to nearest, ties to even, as torch does.
+// Rounds to nearest, ties to even, as torch does; the instruction takes numbers below 2^-126 for 0.
 inline void store(BFloat16* to, Floats value) {
+#if defined(__AVX512BF16__)
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+#else
   Words bits = (Words)value;
   bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  Halves halves = __builtin_convertvector(bits, Halves);
+  const Halves halves = __builtin_convertvector(bits, Halves);
+#endif
   std::memcpy(to, &halves, sizeof halves);
+}
+
+// Adds to each lane the products of its two pairs of bfloat16 numbers.
+inline Floats add_products(Floats sum, Words left, Words right) {
+#if defined(__AVX512BF16__)
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+#else
+  sum += (Floats)(left << 16) * (Floats)(right << 16);
+  return sum + (Floats)(left & 0xffff0000u) * (Floats)(right & 0xffff0000u);
+#endif
 }
 
 // The sum of a vector's two halves.
@@ -104,6 +117,35 @@ inline float sum(Floats value) {
 #endif
   const Two two = fold<Two>(fold<Four>(eight));
   return two[0] + two[1];
+}
+
+// What kStep lanes of `first` and of `second` come to with their neighbours: lanes with that bit clear are of `first`.
+template <int kStep>
+inline Floats merge_sums(Floats first, Floats second) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return [&]<int... kLane>(std::integer_sequence<int, kLane...>) {
+    return __builtin_shufflevector(first, second, (kLane & kStep ? kLanes + (kLane ^ kStep) : kLane)...) +
+           __builtin_shufflevector(first, second, (kLane & kStep ? kLanes + kLane : kLane | kStep)...);
+  }(std::make_integer_sequence<int, kLanes>());
+#else
+  Floats sums;
+  for (int lane = 0; lane < kLanes; lane++)
+    sums[lane] = lane & kStep ? second[lane ^ kStep] + second[lane] : first[lane] + first[lane | kStep];
+  return sums;
+#endif
+}
+
+// Lane i of the result is the sum of vector i's lanes, where kCount vectors of kLanes lanes are given. With fewer vectors
+// than lanes, lanes i, i + kCount, ... have the parts of that sum that such lanes had, to be merged with kStep = kCount.
+template <int kCount, int kStep = 1>
+inline Floats sums_of(const Floats* values) {
+  if constexpr (kCount == 1) {
+    return values[0];
+  } else {
+    Floats merged[kCount / 2];
+    for (int i = 0; i < kCount / 2; i++) merged[i] = merge_sums<kStep>(values[2 * i], values[2 * i + 1]);
+    return sums_of<kCount / 2, 2 * kStep>(merged);
+  }
 }
 
 // exp(x), with x held to [-87, 88] where float32 has normal numbers; relative error below 2e-7. Range reduction by ln 2
