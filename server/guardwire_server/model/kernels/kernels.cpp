@@ -48,7 +48,7 @@ int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shap
   }                                                                                                                \
   void guardwire_attend_##SUFFIX(const Heads* heads, const float* query, const T* keys, const T* values,           \
                                  const int64_t* segments, int64_t num_segments, X* out, int threads) {             \
-    const std::vector<Piece> pieces = cut_into_pieces(*heads, segments, num_segments);                             \
+    const std::vector<Piece> pieces = cut_into_pieces(*heads, segments, num_segments, has_wide<X, T>());                             \
     Team::run(threads, [&](Team& team) {                                                                           \
       std::vector<float> room;                                                                                     \
       attend<X>(team, *heads, pieces, query, keys, values, out, room);                                                \

@@ -41,7 +41,7 @@ void run_layers(const Layer* layers, const Shape& shape, const Batch& batch, flo
   const Heads& heads = shape.heads;
   const int64_t query_width = heads.queries * heads.dim, width = query_width + 2 * heads.kv * heads.dim;
   const Tiles tiles(batch.rows);
-  const std::vector<Piece> pieces = cut_into_pieces(heads, batch.segments, batch.num_segments);
+  const std::vector<Piece> pieces = cut_into_pieces(heads, batch.segments, batch.num_segments, has_wide<X, T>());
   const auto interleaved = (typename Arithmetic<X>::Factor*)room;
   float *const qkv = room + batch.rows * std::max({shape.hidden, query_width, shape.intermediate}),
                *const query = qkv + batch.rows * width, *const attended = query + batch.rows * query_width,

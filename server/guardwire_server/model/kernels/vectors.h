@@ -90,6 +90,14 @@ inline void store(BFloat16* to, Floats value) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
+// Each lane's two numbers as bfloat16, the first in the low half of a word.
+inline Words pair(Floats first, Floats second) {
+  Halves low, high;
+  store((BFloat16*)&low, first);
+  store((BFloat16*)&high, second);
+  return __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
+}
+
 // Adds to each lane the products of its two pairs of bfloat16 numbers.
 inline Floats add_products(Floats sum, Words left, Words right) {
 #if defined(__AVX512BF16__)
@@ -151,7 +159,7 @@ inline Floats sums_of(const Floats* values) {
 // exp(x), with x held to [-87, 88] where float32 has normal numbers; relative error below 2e-7. Range reduction by ln 2
 // in two parts and the Taylor polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2] (W. J. Cody and W. Waite, Software Manual
 // for the Elementary Functions, 1980).
-inline Floats exponential(Floats x) {
+INLINE inline Floats exponential(Floats x) {
   const Floats lowest = splat(-87.0f), highest = splat(88.0f);
   x = x > lowest ? x : lowest;
   x = x < highest ? x : highest;
