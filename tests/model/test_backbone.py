@@ -11,10 +11,11 @@ from transformers import Qwen3Model
 
 from guardwire_server.core.kv_arena import Extent
 from guardwire_server.core.step_plan import Chunk, Copy, Read, StepPlan
-from guardwire_server.model.backbone import Backbone, rows_to_read
+from guardwire_server.model import native_kernels
+from guardwire_server.model.backbone import Backbone, ModelForward, rows_to_read
 from guardwire_server.model.checkpoint import open_checkpoint
 from guardwire_server.model.checkpoint_weights import load_stream
-from guardwire_server.model.native_forward import can_run
+from guardwire_server.model.native_forward import LayeredForward, can_run
 from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
 from tests.model.checkpoints import write_stream_checkpoint
 from tests.tools import skip_without
@@ -86,6 +87,15 @@ def test_chunks_give_what_the_whole_gives(path: Path, sizes: list[int], dtype: t
     hidden = torch.cat(parts)
     assert hidden.dtype is dtype
     close(hidden, whole_forward(path, ids, dtype), dtype)
+
+
+def test_products_are_left_to_matrix_units(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with some for bfloat16, which oneDNN uses and the kernels do not."""
+    monkeypatch.setattr(native_kernels, "processor_flags", lambda: frozenset({"avx512_bf16", "amx_bf16"}))
+    ids, extent, stepping = token_ids(70), Extent(128, 128), backbone(path, torch.bfloat16)
+    assert isinstance(stepping._forward, LayeredForward if KERNELS else ModelForward)
+    hidden = torch.cat([step(stepping, (extent, 0, ids[:60])), step(stepping, (extent, 60, ids[60:]))])
+    close(hidden, whole_forward(path, ids, torch.bfloat16), torch.bfloat16)
 
 
 def test_a_cache_in_fewer_bits(path: Path) -> None:

@@ -9,27 +9,24 @@ from guardwire_server.model.backbone import Backbone, ModelForward
 from guardwire_server.model.gen_backend import TorchGenBackend
 from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
 from guardwire_server.model.stream_backend import TorchStreamBackend
-from tests.parity.precision import BFLOAT16, BFLOAT16_SOLO, FLOAT32, Precision
+from tests.parity.precision import BFLOAT16, BFLOAT16_CACHE, BFLOAT16_SOLO, FLOAT32, Precision
 from tests.tools import skip_without
 
 
 @dataclass(frozen=True)
 class ComputePath:
-    """By the compiled kernels or by torch alone, over keys and values in `kv_dtype`."""
+    """By the compiled kernels or by torch alone, with activations in `dtype` over keys and values in `kv_dtype`."""
 
     is_native: bool
+    dtype: torch.dtype
     kv_dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{'native' if self.is_native else 'torch'}-{self._kv_dtype_name}"
-
-    @property
-    def _kv_dtype_name(self) -> str:
-        return str(self.kv_dtype).removeprefix("torch.")
+        return f"{'native' if self.is_native else 'torch'}-{_name(self.dtype)}-over-{_name(self.kv_dtype)}"
 
     @property
     def precision(self) -> Precision:
-        return FLOAT32 if self.kv_dtype is torch.float32 else BFLOAT16
+        return _PRECISIONS[self.dtype, self.kv_dtype]
 
     @property
     def solo_precision(self) -> Precision:
@@ -44,7 +41,8 @@ class ComputePath:
 
     def settings(self) -> dict[str, Any]:
         """What makes a server take this path; skips likewise."""
-        return {"native_kernels": self.kernels() is not None, "kv_dtype": self._kv_dtype_name}
+        is_native = self.kernels() is not None
+        return {"native_kernels": is_native, "dtype": _name(self.dtype), "kv_dtype": _name(self.kv_dtype)}
 
     def is_taken_by(self, backend: TorchStreamBackend | TorchGenBackend) -> bool:
         """Whether a backend computes in this way: one whose shapes do not fit the kernels quietly leaves them alone."""
@@ -54,6 +52,14 @@ class ComputePath:
         return (is_native, backbone.kv.keys.dtype) == (self.is_native, self.kv_dtype)
 
 
-COMPUTE_PATHS = tuple(
-    ComputePath(is_native, kv_dtype) for is_native in (True, False) for kv_dtype in (torch.float32, torch.bfloat16)
-)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_PRECISIONS = {
+    (torch.float32, torch.float32): FLOAT32,
+    (torch.float32, torch.bfloat16): BFLOAT16_CACHE,
+    (torch.bfloat16, torch.bfloat16): BFLOAT16,
+}
+
+COMPUTE_PATHS = tuple(ComputePath(is_native, *dtypes) for is_native in (True, False) for dtypes in _PRECISIONS)

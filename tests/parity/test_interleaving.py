@@ -57,7 +57,7 @@ class Computation:
 
     def backend(self, num_slots: int) -> TorchStreamBackend:
         """A backend of its own, whose arena nobody has written yet: who reads such a slot is found out."""
-        guard = deepcopy(tiny_guard(self.stored_dtype))  # a backend takes its model over
+        guard = deepcopy(tiny_guard(self.stored_dtype)).to(self.path.dtype)  # a backend takes its model over
         backbone = Backbone(guard.model, num_slots, self.path.kernels(), self.path.kv_dtype)
         backend = TorchStreamBackend(guard, backbone)
         assert self.path.is_taken_by(backend)

@@ -2,8 +2,8 @@
 
 It leaves out what a server does not need: masks, caches of its own, a module call for every norm. What it computes is
 what transformers' Qwen3Model computes, which the tests hold it to. Two forms: all layers in one call of the kernels,
-where the weights are float32 that bfloat16 holds exactly, as in the published checkpoints; and layer by layer, where
-the products are better left to oneDNN (projections.py says when).
+where they take all of the weights, as those of the published checkpoints; and layer by layer, where some products are
+better left to oneDNN (projections.py says when).
 
 Shapes as in ragged_attention.py; H hidden size.
 """

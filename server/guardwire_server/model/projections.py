@@ -1,9 +1,9 @@
 """Linear layers, each over the layout that is fastest for its weights where they are.
 
-- Panels (kernels/linear.h): float32 arithmetic over weights kept in bfloat16. The published checkpoints are stored in
-  bfloat16, so nothing is lost against float32 weights, while half the memory is read for every token. For processors
-  without bfloat16 arithmetic.
-- oneDNN's packed layout: for processors that compute in bfloat16, and for float32 weights that bfloat16 cannot hold.
+- Panels (kernels/linear.h): weights kept in bfloat16, which the published checkpoints are stored in, under activations
+  in float32 or bfloat16. Nothing is lost against float32 weights, while half the memory is read for every token.
+- oneDNN's packed layout: for float32 weights that bfloat16 cannot hold, and on processors with matrix units for
+  bfloat16.
 - The plain layout everywhere else.
 
 Shapes: T rows, I input features, O output features.
