@@ -1,7 +1,7 @@
 // Attention of a ragged batch over the cache: every sequence's keys and values lie in one contiguous extent.
 //
-// The query heads of one key-value head, of one new token or of several neighbours, are rows that read the same keys;
-// up to kMaxRows of them do so together.
+// The query heads of one key-value head, of one new token or of several neighbours, are rows that read the same keys; a
+// piece of them does so together. Here are the narrow pieces, in which a vector is a stretch of the head dimension.
 
 #pragma once
 

@@ -87,7 +87,7 @@ template <typename Out>
 void attend_wide(const Heads& heads, const Piece& piece, const float* query, const BFloat16* keys,
                  const BFloat16* values, Out* out, std::vector<float>& room) {
   const int64_t dim = heads.dim, count = piece.last_key(heads, piece.count - 1) + 1;
-  const int64_t padded = (count + 1 + kWideKeys) / kWideKeys * kWideKeys;  // even one more than are there is scored
+  const int64_t padded = (count + 1 + kWideKeys) / kWideKeys * kWideKeys;  // room for one more than there are
   const int64_t size = kWideRows * (padded + (count + 1) / 2 + dim / 2) + kWeighedRows * dim + dim;
   if ((int64_t)room.size() < size) room.resize(size);
   float *const scores = room.data(), *const sums = scores + kWideRows * padded, *const row = sums + kWeighedRows * dim;
