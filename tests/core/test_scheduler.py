@@ -263,7 +263,7 @@ def test_a_token_beyond_the_largest_extent_is_refused() -> None:
     target = scheduler(num_roots=1)
     push(target, 1, 1024)
     with pytest.raises(ValueError, match="exceed the largest extent"):
-        target.append(1, 5, Read.RESPONSE)
+        target.append([(1, 5)], Read.RESPONSE)
 
 
 def test_the_id_of_a_retired_sequence_is_free_again() -> None:

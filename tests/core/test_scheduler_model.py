@@ -63,7 +63,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         token_ids = range(self.num_tokens, self.num_tokens + len(reads))
         self.num_tokens += len(reads)
         if len(reads) == 1:
-            self.scheduler.append(seq_id, token_ids[0], reads[0])
+            self.scheduler.append([(seq_id, token_ids[0])], reads[0])
         else:
             self.scheduler.extend(seq_id, array("i", token_ids), bytes(reads))
         sequence.ids += token_ids

@@ -23,8 +23,7 @@ only: no tensors, no clock, no threads.
 
 import itertools
 from array import array
-from collections import OrderedDict
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 
 from guardwire_server.core.kv_arena import Extent, KvArena, extent_capacity
@@ -65,8 +64,8 @@ class Scheduler:
         self._arena = arena
         self._limits = limits
         self._sequences: dict[int, Sequence] = {}
-        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
-        self._idle: OrderedDict[int, Sequence] = OrderedDict()
+        self._waiting: dict[int, Sequence] = {}
+        self._idle: dict[int, Sequence] = {}
         self._retired = PrefixIndex(limits.max_retired)
         self._retired_ids = itertools.count(FIRST_RETIRED_ID, -1)
         self.long_tokens_beside_short = limits.max_num_batched_tokens
@@ -131,27 +130,27 @@ class Scheduler:
         sequence.reads += reads
         self._refile(sequence)
 
-    def append(self, seq_id: int, token_id: int, read: Read) -> None:
-        """Appends one token to a sequence: the same as `extend`.
+    def append(self, tokens: Iterable[tuple[int, int]], read: Read) -> None:
+        """Appends one token to each of many sequences, (sequence, token): the same as `extend` for each.
 
         Raises:
-            ValueError: If the sequence would outgrow the largest extent; nothing is appended then.
+            ValueError: If a sequence would outgrow the largest extent; it and those behind it get nothing then.
         """
-        sequence = self._sequences[seq_id]
-        if len(sequence.ids) >= self._arena.root_tokens:
-            raise ValueError(f"{len(sequence.ids) + 1} tokens exceed the largest extent")
-        sequence.ids.append(token_id)
-        sequence.reads.append(read)
-        self._refile(sequence)
+        sequences, waiting, max_tokens = self._sequences, self._waiting, self._arena.root_tokens
+        for seq_id, token_id in tokens:
+            sequence = sequences[seq_id]
+            ids = sequence.ids
+            if len(ids) >= max_tokens:
+                raise ValueError(f"{len(ids) + 1} tokens exceed the largest extent")
+            ids.append(token_id)
+            sequence.reads.append(read)
+            if seq_id not in waiting:
+                self._begin_wait(sequence)
 
     def truncate(self, seq_id: int, num_tokens: int, epoch: int) -> None:
         """Forgets the tokens from `num_tokens` on; chunks planned from now on carry `epoch`."""
         sequence = self._sequences[seq_id]
-        del sequence.ids[num_tokens:]
-        del sequence.reads[num_tokens:]
-        sequence.num_cached = min(sequence.num_cached, num_tokens)
-        sequence.num_done = min(sequence.num_done, num_tokens)
-        sequence.epoch = epoch
+        sequence.truncate(num_tokens, epoch)
         self._refile(sequence)
 
     def remove(self, seq_id: int) -> None:
@@ -212,15 +211,16 @@ class Scheduler:
 
     def complete(self, plan: StepPlan) -> None:
         """Takes note that a planned step has been done."""
-        for chunk in plan.chunks:
-            sequence = self._sequences[chunk.seq_id]
-            self.num_reprefilled_tokens += sequence.note_done(chunk.start, chunk.start + len(chunk.ids))
+        sequences, waiting, idle = self._sequences, self._waiting, self._idle
+        for seq_id, _, start, ids, _, _ in plan.chunks:
+            sequence = sequences[seq_id]
+            self.num_reprefilled_tokens += sequence.note_done(start, start + len(ids))
             if sequence.num_done == len(sequence.ids):
-                del self._waiting[sequence.seq_id]
-                self._idle[sequence.seq_id] = sequence
+                del waiting[seq_id]
+                idle[seq_id] = sequence
             elif sequence.num_done >= sequence.waits_for:
-                del self._waiting[sequence.seq_id]
-                self._refile(sequence)
+                del waiting[seq_id]
+                self._begin_wait(sequence)
 
     def _reserve(self, sequence: Sequence, copies: list[Copy], planned: Collection[int]) -> bool:
         """Finds an extent that holds all the sequence's tokens; False if this step has no room for it."""
@@ -244,10 +244,7 @@ class Scheduler:
         seq_id, num_common = self._retired.longest(sequence.ids)
         if seq_id is None:
             return
-        unread = sequence.num_done
-        while unread < len(sequence.ids) - 1 and not sequence.reads[unread]:
-            unread += 1
-        num_tokens = min(num_common, unread)
+        num_tokens = min(num_common, sequence.num_copyable)
         if not num_tokens:
             return
         donor = self._sequences[seq_id]
@@ -257,7 +254,7 @@ class Scheduler:
         sequence.num_done = max(sequence.num_done, num_tokens)
         self.num_reused_tokens += num_tokens
         self._retired.touch(seq_id)
-        self._idle.move_to_end(seq_id)
+        self._idle[seq_id] = self._idle.pop(seq_id)
 
     def _can_make_room(self, sequence: Sequence, planned: Collection[int]) -> bool:
         """Whether the sequence would fit if all that may lose their extents did; if not, none should."""
@@ -288,12 +285,15 @@ class Scheduler:
         seq_id, num_tokens = sequence.seq_id, len(sequence.ids)
         if sequence.num_done >= num_tokens:
             self._waiting.pop(seq_id, None)
-            self._idle[seq_id] = sequence
-            self._idle.move_to_end(seq_id)
-        elif seq_id not in self._waiting:
             self._idle.pop(seq_id, None)
-            self._waiting[seq_id] = sequence
-            sequence.waits_for = num_tokens
-            sequence.is_long = num_tokens - sequence.num_cached > self._limits.short_extend_tokens
+            self._idle[seq_id] = sequence
+        elif seq_id not in self._waiting:
+            self._begin_wait(sequence)
         elif sequence.waits_for > num_tokens:
             sequence.waits_for = num_tokens
+
+    def _begin_wait(self, sequence: Sequence) -> None:
+        """Gives a sequence the last place in the order of waiting."""
+        self._idle.pop(sequence.seq_id, None)
+        self._waiting[sequence.seq_id] = sequence
+        sequence.begin_wait(self._limits.short_extend_tokens)

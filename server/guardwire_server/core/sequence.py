@@ -34,6 +34,27 @@ class Sequence:
         """Tokens that are not cached."""
         return len(self.ids) - self.num_cached
 
+    @property
+    def num_copyable(self) -> int:
+        """Leading tokens that may be copied instead of computed: up to the first that is to be read, or the last."""
+        unread = self.num_done
+        while unread < len(self.ids) - 1 and not self.reads[unread]:
+            unread += 1
+        return unread
+
+    def begin_wait(self, short_tokens: int) -> None:
+        """Takes note of what it waits for from now on; it is long beyond `short_tokens`."""
+        self.waits_for = len(self.ids)
+        self.is_long = len(self.ids) - self.num_cached > short_tokens
+
+    def truncate(self, num_tokens: int, epoch: int) -> None:
+        """Forgets the tokens from `num_tokens` on; its chunks carry `epoch` from now on."""
+        del self.ids[num_tokens:]
+        del self.reads[num_tokens:]
+        self.num_cached = min(self.num_cached, num_tokens)
+        self.num_done = min(self.num_done, num_tokens)
+        self.epoch = epoch
+
     def note_done(self, start: int, stop: int) -> int:
         """Takes note that the tokens `start` to `stop` - 1 are cached now; returns how many had been before."""
         self.num_cached = stop
@@ -69,7 +90,10 @@ def order_of_service(
         short_tokens: Up to so many pending tokens go before more.
         long_share: The part of the budget, 0 to 1, that the longest waiting gets at least.
     """
-    waiting = [(each, each.num_pending, each.is_long or each.num_pending > short_tokens) for each in sequences]
+    waiting = [
+        (each, num_pending := len(each.ids) - each.num_cached, each.is_long or num_pending > short_tokens)
+        for each in sequences
+    ]
     if not any(is_long for _, _, is_long in waiting):  # by far the most frequent
         return [(each, budget, False) for each, _, _ in waiting]
     (head, _, is_long), others = waiting[0], waiting[1:]

@@ -150,13 +150,12 @@ class StreamEngine:
         self._on_events(results)
 
     def _append(self, step: TokenStep) -> None:
-        known = next((seq_id for seq_id in step.seq_ids if seq_id in self._seq_ids), None)
-        if known is not None:
-            self._watch.arrived(known)
-        for seq_id, token_id in zip(*step, strict=True):
-            if seq_id in self._seq_ids:
-                self._expected.discard(seq_id)
-                self._scheduler.append(seq_id, token_id, Read.RESPONSE)
+        known = self._seq_ids
+        tokens = [token for token in zip(*step, strict=True) if token[0] in known]
+        if tokens:
+            self._watch.arrived(tokens[0][0])
+            self._expected.difference_update(step.seq_ids)
+            self._scheduler.append(tokens, Read.RESPONSE)
 
     def _apply(self, seq_id: int, command: SequenceCommand) -> None:
         if isinstance(command, OpenSequence):
