@@ -98,7 +98,7 @@ class Stream:
 
     def _handle_shortly(self, event: ev.Event) -> ev.Output | None:
         if isinstance(event, ev.TokensJudged):
-            if len(event.verdicts) > 1 or not event.verdicts.is_safe(0):
+            if event.verdicts.safe_marks() != [True]:
                 return None
             index = self.session.take_safe(event.position, self.now_s)
             return None if index is None else ev.TokenVerdicts(index, event.verdicts)

@@ -73,9 +73,7 @@ def test_slice_is_the_slice_of_the_list(texts: list[Verdict], data: st.DataObjec
 def test_a_safe_verdict_is_told_from_the_others(texts: list[Verdict], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(texts) - 1))
     arrays = packed(texts).slice(start, len(texts))
-    assert [arrays.is_safe(index) for index in range(len(arrays))] == [
-        text.risk_level is RiskLevel.SAFE for text in texts[start:]
-    ]
+    assert arrays.safe_marks() == [text.risk_level is RiskLevel.SAFE for text in texts[start:]]
 
 
 def test_verdicts_that_differ_are_not_equal() -> None:

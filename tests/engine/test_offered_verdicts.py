@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from guardwire_server.core import events as ev
+from guardwire_server.core.errors import EngineError
 from guardwire_server.core.step_plan import Read, StepPlan
 from guardwire_server.core.verdict import RiskLevel, VerdictArrays
 from guardwire_server.engine.backend import StreamReadings
@@ -154,3 +155,20 @@ async def test_a_verdict_that_is_taken_tells_of_the_room_it_makes(monkeypatch: p
     assert offers.indices == [0]
     assert not stream.is_held
     assert offers.num_changes == 1
+
+
+async def test_a_fault_of_whom_it_is_offered_to_costs_that_stream_alone(server: Server) -> None:
+    def fail(index: int, verdicts: VerdictArrays, entry: int) -> bool:
+        raise AssertionError
+
+    offers = Offers()
+    broken, whole = opened(server, offers), opened(server, offers)
+    broken._on_verdict = fail
+    for stream in (broken, whole):
+        assert stream.push_token(SAFE, server.clock())
+    server.manager.send_step([broken.seq_id, whole.seq_id], array("i", (SAFE, SAFE)))
+    server.thread.run_until_idle()
+    assert broken.ended is not None
+    assert isinstance(broken.ended.error, EngineError)
+    assert whole.ended is None
+    assert offers.indices == [0]

@@ -7,7 +7,7 @@ from guardwire_server.core.kv_arena import Extent
 from guardwire_server.core.observation import StepReport
 from guardwire_server.core.step_plan import Chunk, StepPlan
 from guardwire_server.engine.step_watch import StepWatch
-from guardwire_server.engine.stream_engine import OpenSequence, SequenceEvent, SequenceMessage, StreamEngine, TokenStep
+from guardwire_server.engine.stream_engine import OpenSequence, SequenceMessage, StepEvent, StreamEngine, TokenStep
 from tests.engine.fakes import FakeStreamBackend, ManualClock, scheduler
 from tests.engine.observers import RememberedSteps
 from tests.engine.test_stream_engine import extend
@@ -92,7 +92,7 @@ def test_an_observer_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) 
 
 def test_what_a_rollback_takes_away_waits_no_more() -> None:
     steps = RememberedSteps()
-    delivered: list[SequenceEvent] = []
+    delivered: list[StepEvent] = []
     engine = StreamEngine(scheduler(4, 256), FakeStreamBackend(1024), delivered.extend, steps)
     for command in (OpenSequence(), extend(20, 21), TruncateSequence(0, 1)):
         engine.apply(SequenceMessage(1, command))
@@ -105,7 +105,7 @@ def test_what_a_rollback_takes_away_waits_no_more() -> None:
 
 def test_a_step_for_sequences_that_have_failed_is_not_waited_for() -> None:
     steps, backend = RememberedSteps(), FakeStreamBackend(1024)
-    engine = StreamEngine(scheduler(4, 256), backend, list[SequenceEvent]().extend, steps)
+    engine = StreamEngine(scheduler(4, 256), backend, list[StepEvent]().extend, steps)
     for seq_id in (1, 2):
         for command in (OpenSequence(), extend(20)):
             engine.apply(SequenceMessage(seq_id, command))

@@ -18,10 +18,10 @@ from guardwire_server.engine.backend import StreamReadings
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
-    SequenceEvent,
     SequenceMessage,
+    SingleTokensJudged,
+    StepEvent,
     StreamEngine,
-    TokenJudged,
 )
 from tests.core.fakes import ids, model_verdict, packed
 from tests.engine.fakes import FakeStreamBackend, scheduler
@@ -34,7 +34,7 @@ class Harness:
 
     def __init__(self, limits: SchedulerLimits | None = None, num_roots: int = 4, root_tokens: int = 256) -> None:
         self.backend = FakeStreamBackend(num_roots * root_tokens)
-        self.delivered: list[SequenceEvent] = []
+        self.delivered: list[StepEvent] = []
         self.engine = StreamEngine(scheduler(num_roots, root_tokens, limits), self.backend, self.delivered.extend)
 
     def send(self, seq_id: int, *commands: OpenSequence | CloseSequence | ExtendSequence | TruncateSequence) -> None:
@@ -47,11 +47,14 @@ class Harness:
         self.send(seq_id, OpenSequence(), extend(*token_ids))
 
     def step(self) -> list[tuple[int, EngineEvent]]:
-        """The events of one step."""
-        return [
-            (seq_id, event.as_run() if isinstance(event, TokenJudged) else event)
-            for seq_id, event in self.engine.step()
-        ]
+        """The events of one step, each with its sequence."""
+        events: list[tuple[int, EngineEvent]] = []
+        for event in self.engine.step():
+            if isinstance(event, SingleTokensJudged):
+                events += [(chunk.seq_id, event.event(entry)) for entry, chunk in enumerate(event.chunks)]
+            else:
+                events.append(event)
+        return events
 
     def run(self) -> list[tuple[int, EngineEvent]]:
         """Steps until nothing is pending; returns all events."""
@@ -87,6 +90,20 @@ def test_readings_become_events_at_their_positions() -> None:
         PromptJudged(0, 1, model_verdict([30, 31], is_query=True)),
     ]
     assert not harness.engine.has_work
+
+
+def test_neighbours_with_one_reading_each_share_an_event() -> None:
+    harness = Harness()
+    for seq_id, token_ids in enumerate(([20], [21], [22, 23], [24])):
+        harness.begin(seq_id, *token_ids)
+    first, second, third = harness.engine.step()
+    assert isinstance(first, SingleTokensJudged)
+    assert isinstance(third, SingleTokensJudged)
+    assert [chunk.seq_id for chunk in first.chunks] == [0, 1]
+    assert [first.event(entry) for entry in range(2)] == [judged(0, 0, [20]), judged(0, 0, [21])]
+    assert second == (2, judged(0, 0, [22], [22, 23]))
+    assert [chunk.seq_id for chunk in third.chunks] == [3]
+    assert third.event(0) == judged(0, 0, [24])
 
 
 def test_after_a_truncation_results_carry_its_epoch() -> None:

@@ -25,6 +25,7 @@ class AnswerInput:
     def __init__(self, limits: SessionLimits, renderer: TurnRenderer, transcript: Transcript) -> None:
         self._max_context_tokens = limits.max_context_tokens
         self._scaffold = renderer.scaffold
+        self._control_ids = renderer.scaffold.control_ids
         self._text = renderer.text_stream()
         self._transcript = transcript
         self._overflow: array[int] | None = None  # tokens that wait for the context to slide
@@ -56,10 +57,12 @@ class AnswerInput:
     def push_id(self, token_id: int) -> bool:
         """Appends one token of text for which there is room; False, and nothing is done, if it is not that simple."""
         transcript = self._transcript
+        marks = transcript.scaffold_marks
         if (
             self._overflow is not None
             or transcript.num_positions >= self._max_context_tokens
-            or not self._scaffold.is_text(token_id, transcript.previous_id)
+            or token_id in self._control_ids
+            or (marks and marks[-1])  # what follows scaffold may be scaffold
         ):
             return False
         transcript.push_text_token(token_id)

@@ -56,6 +56,9 @@ class DecisionReason(Enum):
     NOT_JUDGED = "not_judged"
 
 
+_SAFE = int(RiskLevel.SAFE)  # to look up the level takes longer than to note it
+
+
 @dataclass(frozen=True, slots=True)
 class TurnRules:
     """What is done about one side's text; `controversial` None means: by the policy's strictness."""
@@ -214,7 +217,7 @@ class AnswerJudge:
 
     def pass_safe(self) -> None:
         """Takes a SAFE verdict on the next token, which is no scaffold."""
-        self._levels.append(RiskLevel.SAFE)
+        self._levels.append(_SAFE)
 
     def judge(self, verdict: Verdict, *, scaffold: bool) -> Decision | None:
         """Takes the next token's verdict; returns the decision if it rises here.

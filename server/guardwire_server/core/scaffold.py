@@ -16,10 +16,6 @@ class Scaffold:
     control_ids: frozenset[int]
     newline_ids: frozenset[int]
 
-    def is_text(self, token_id: int, previous_id: int | None) -> bool:
-        """Whether a token is none of the template's; `previous_id` as for `marks`."""
-        return token_id not in self.control_ids and previous_id not in self.control_ids
-
     def marks(self, ids: Sequence[int], previous_id: int | None) -> bytes:
         """One 0 or 1 for each id; `previous_id` is the token before in the same answer, None at its beginning."""
         if previous_id not in self.control_ids and self.control_ids.isdisjoint(ids):

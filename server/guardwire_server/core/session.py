@@ -28,7 +28,8 @@ from guardwire_server.core.transitions import HANDLERS, State, wrong_state
 class Session:
     """One stream. Owner and thread: the session manager, on the event loop.
 
-    Invariants: outputs come in the order in which they must be sent; after `StreamEnded` there are none.
+    Invariants: outputs come in the order in which they must be sent; after `StreamEnded` there are none. `tells_all` is
+    whether every token's verdict is told; `_takes_ids` and `_tells_safe`, whether the short ways are open.
     """
 
     def __init__(self, limits: SessionLimits, renderer: TurnRenderer, now_s: float) -> None:
@@ -44,6 +45,7 @@ class Session:
         self._closing_error: RequestError | None = None
         self._drain: ev.DrainingNoted | None = None
         self._waiting: deque[ev.CallerEvent] = deque()  # messages behind tokens that wait for the context to slide
+        self._takes_ids = self._tells_safe = self.tells_all = False  # settled anew by every event
 
     @property
     def state(self) -> State:
@@ -67,11 +69,6 @@ class Session:
         """Tokens pushed and not rolled back, those without a verdict included."""
         return self._transcript.num_pushed
 
-    @property
-    def tells_all(self) -> bool:
-        """Whether every token's verdict is told."""
-        return self._state is State.STREAMING and self._reporter.tells_all
-
     def handle(self, event: ev.Event, now_s: float) -> list[ev.Output]:
         """Takes one event; returns what follows from it."""
         self._now_s = now_s
@@ -80,6 +77,10 @@ class Session:
             self._waiting.append(event)
         else:
             self._dispatch(event, outputs)
+        is_streaming = self._state is State.STREAMING
+        self._takes_ids = is_streaming and self._options.input_kind is ev.InputKind.TOKENS
+        self.tells_all = is_streaming and self._reporter.tells_all
+        self._tells_safe = self.tells_all and not self._input.is_waiting
         return outputs
 
     def push_token(self, token_id: int, now_s: float) -> bool:
@@ -87,8 +88,7 @@ class Session:
 
         Otherwise nothing was done, and it must come as an event.
         """
-        is_plain = self._state is State.STREAMING and self._options.input_kind is ev.InputKind.TOKENS
-        if not is_plain or not self._input.push_id(token_id):
+        if not self._takes_ids or not self._input.push_id(token_id):
             return False
         self._now_s = self._idle_since_s = now_s
         return True
@@ -98,8 +98,7 @@ class Session:
 
         None if nothing was done; then it must come as an event.
         """
-        is_plain = self._state is State.STREAMING and self._reporter.tells_all and not self._input.is_waiting
-        index = self._transcript.pass_safe(position) if is_plain else None
+        index = self._transcript.pass_safe(position) if self._tells_safe else None
         if index is not None:
             self._now_s = self._idle_since_s = now_s
         return index

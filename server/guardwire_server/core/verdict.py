@@ -170,9 +170,9 @@ class VerdictArrays:
         safe, controversial, unsafe = probabilities[3 * entry : 3 * entry + 3]
         return levels[entry], safe, controversial, unsafe, categories[entry], category_probabilities[entry]
 
-    def is_safe(self, index: int) -> bool:
-        """Whether the verdict on the token at `index`, 0 to len - 1, is SAFE."""
-        return self._columns[0][self._start + index] == _SAFE
+    def safe_marks(self) -> list[bool]:
+        """Whether the verdict is SAFE, for each token."""
+        return [level == _SAFE for level in self.risk_levels]
 
     def count_by_level(self) -> tuple[int, int, int]:
         """How many are SAFE, CONTROVERSIAL and UNSAFE."""

@@ -32,8 +32,9 @@ from guardwire_server.engine.lag_samples import MAX_SAMPLES, LagSamples
 from guardwire_server.engine.stream_engine import (
     CloseSequence,
     OpenSequence,
-    SequenceEvent,
     SequenceMessage,
+    SingleTokensJudged,
+    StepEvent,
     StreamEngine,
     TokenStep,
 )
@@ -144,18 +145,29 @@ class SessionManager:
         except EngineUnavailable:
             pass
 
-    def take_events(self, events: Sequence[SequenceEvent]) -> None:
+    def take_events(self, events: Sequence[StepEvent]) -> None:
         """Takes a step's results; those of streams that are gone meanwhile are passed over."""
-        now_s = self.now_s()
-        for seq_id, event in events:
+        for result in events:
+            if isinstance(result, SingleTokensJudged):
+                self._take_single_tokens(result)
+                continue
+            seq_id, event = result
             stream = self._sessions.get(seq_id)
             if stream is not None:
-                stream.handle_result(event, now_s)
+                stream.handle_result(event)
             elif (probe := self._probes.get(seq_id)) and not probe.done():
                 if isinstance(event, SequenceFailed):
                     probe.set_exception(event.error)
                 else:
                     probe.set_result(None)
+
+    def _take_single_tokens(self, judged: SingleTokensJudged) -> None:
+        """Takes the verdicts of a step on single tokens; nearly all of them are SAFE."""
+        now_s, sessions, verdicts = self.now_s(), self._sessions, judged.verdicts
+        for entry, (chunk, is_safe) in enumerate(zip(judged.chunks, verdicts.safe_marks(), strict=True)):
+            stream = sessions.get(chunk.seq_id)
+            if stream is not None and not (is_safe and stream.take_safe(chunk.start, verdicts, entry, now_s)):
+                stream.handle_result(judged.event(entry))
 
     async def probe(self) -> None:
         """Judges one token of a sequence of its own: returns when the whole way through the device works.

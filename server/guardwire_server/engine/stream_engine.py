@@ -1,8 +1,10 @@
 """The stream model's side of the device thread: sequences in, verdicts out."""
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from guardwire_server.core.errors import EngineUnavailable
@@ -16,7 +18,7 @@ from guardwire_server.core.events import (
 )
 from guardwire_server.core.observation import EngineLoad, StepObserver
 from guardwire_server.core.scheduler import Scheduler
-from guardwire_server.core.step_plan import ONE_RESPONSE, Read, StepPlan, new_tuple
+from guardwire_server.core.step_plan import ONE_RESPONSE, Chunk, Read, StepPlan
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.backend import StreamBackend, StreamReadings
 from guardwire_server.engine.faults import step_failed
@@ -50,31 +52,23 @@ class TokenStep(NamedTuple):
     token_ids: "array[int]"
 
 
-class TokenJudged(NamedTuple):
-    """The verdict on one token: that at `entry` of a step's. What `TokensJudged` says of several, for the commonest."""
+class SingleTokensJudged(NamedTuple):
+    """The verdicts on one token of each of many sequences: the same as a `TokensJudged` for each.
 
-    epoch: int
-    position: int
-    step_verdicts: VerdictArrays
-    entry: int
+    `verdicts` holds one entry for each of `chunks`, which are those of the step's plan: nothing is made for each.
+    """
 
-    @property
-    def is_safe(self) -> bool:
-        """Whether the verdict is SAFE."""
-        return self.step_verdicts.is_safe(self.entry)
+    chunks: tuple[Chunk, ...]
+    verdicts: VerdictArrays
 
-    @property
-    def verdicts(self) -> VerdictArrays:
-        """The verdict alone: a view."""
-        return self.step_verdicts.slice(self.entry, self.entry + 1)
-
-    def as_run(self) -> TokensJudged:
-        """The same as a run of one."""
-        return TokensJudged(self.epoch, self.position, self.verdicts)
+    def event(self, entry: int) -> TokensJudged:
+        """What became of the sequence of the chunk at `entry`."""
+        chunk = self.chunks[entry]
+        return TokensJudged(chunk.epoch, chunk.start, self.verdicts.slice(entry, entry + 1))
 
 
-SequenceEvent = tuple[int, EngineEvent | TokenJudged]
-"""A sequence's id and what became of it."""
+StepEvent = tuple[int, EngineEvent] | SingleTokensJudged
+"""A sequence's id and what became of it, or what became of many."""
 
 
 class StreamEngine:
@@ -87,7 +81,7 @@ class StreamEngine:
         self,
         scheduler: Scheduler,
         backend: StreamBackend,
-        on_events: Callable[[Sequence[SequenceEvent]], None],
+        on_events: Callable[[Sequence[StepEvent]], None],
         observer: StepObserver | None = None,
     ) -> None:
         self._scheduler = scheduler
@@ -120,7 +114,7 @@ class StreamEngine:
         """Tells the load anew; once for all messages that were applied."""
         self.load = self.load.after(self._scheduler)
 
-    def step(self) -> Sequence[SequenceEvent]:
+    def step(self) -> Sequence[StepEvent]:
         """Runs one step. A backend that raises costs the sequences of the step and no others."""
         self._watch.begun()
         plan = self._scheduler.schedule(expects_short=self.expects_more)
@@ -137,7 +131,7 @@ class StreamEngine:
         self._watch.done(plan)
         return list(_events(plan, readings))
 
-    def fail_all(self, error: EngineUnavailable) -> Sequence[SequenceEvent]:
+    def fail_all(self, error: EngineUnavailable) -> Sequence[StepEvent]:
         """Gives up every sequence."""
         events = [(seq_id, SequenceFailed(error)) for seq_id in self._seq_ids]
         for seq_id in tuple(self._seq_ids):
@@ -145,7 +139,7 @@ class StreamEngine:
         self.update_load()
         return events
 
-    def deliver(self, results: Sequence[SequenceEvent]) -> None:
+    def deliver(self, results: Sequence[StepEvent]) -> None:
         """Passes a step's events on, on the event loop."""
         self._on_events(results)
 
@@ -174,7 +168,7 @@ class StreamEngine:
         else:
             self._remove(seq_id)
 
-    def _fail(self, plan: StepPlan) -> Sequence[SequenceEvent]:
+    def _fail(self, plan: StepPlan) -> Sequence[StepEvent]:
         error = step_failed(len(plan.chunks))
         events = [(chunk.seq_id, SequenceFailed(error)) for chunk in plan.chunks]
         for chunk in plan.chunks:
@@ -189,23 +183,27 @@ class StreamEngine:
         self._scheduler.remove(seq_id)
 
 
-def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[SequenceEvent]:
-    """Deals the readings of a step out to its sequences, one event per run of consecutive readings."""
+def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[StepEvent]:
+    """Deals the readings of a step out to its sequences, one event per run of consecutive readings.
+
+    Those of neighbours that have a single one each are one event.
+    """
     responses = readings.responses
     num_responses = num_queries = 0
-    for seq_id, epoch, first, _, reads, _ in plan.chunks:
+    for reads, group in itertools.groupby(plan.chunks, attrgetter("reads")):
+        chunks = tuple(group)
         if reads == ONE_RESPONSE:
-            yield seq_id, new_tuple(TokenJudged, (epoch, first, responses, num_responses))
-            num_responses += 1
+            yield SingleTokensJudged(chunks, responses.slice(num_responses, num_responses + len(chunks)))
+            num_responses += len(chunks)
             continue
-        for start, stop, read in _runs(reads):
-            position = first + start
+        for chunk, (start, stop, read) in itertools.product(chunks, _runs(reads)):
+            position = chunk.start + start
             if read == Read.RESPONSE:
                 verdicts = responses.slice(num_responses, num_responses + stop - start)
                 num_responses += stop - start
-                yield seq_id, TokensJudged(epoch, position, verdicts)
+                yield chunk.seq_id, TokensJudged(chunk.epoch, position, verdicts)
             elif read == Read.QUERY:
-                yield seq_id, PromptJudged(epoch, position, readings.queries[num_queries])
+                yield chunk.seq_id, PromptJudged(chunk.epoch, position, readings.queries[num_queries])
                 num_queries += 1
 
 

@@ -30,7 +30,6 @@ from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.faults import internal_error
 from guardwire_server.engine.lag_samples import FollowedToken
-from guardwire_server.engine.stream_engine import TokenJudged
 
 if TYPE_CHECKING:
     from guardwire_server.engine.session_manager import SessionManager
@@ -48,7 +47,8 @@ True: it is told; False: it must wait as an update.
 class StreamSession:
     """One open stream, for the duration of an `async with` or until `close`. Owner: the call. Thread: the event loop.
 
-    Invariants: updates come in order and end exactly once; on leaving, its sequence is closed in the engine.
+    Invariants: updates come in order and end exactly once; on leaving, its sequence is closed in the engine. `listens`
+    is whether the caller's next message should be taken; never again once the stream has ended.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class StreamSession:
         self._end: StreamEnded | None = None
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None  # an Event makes a system call for every wait
-        self._listens = True  # to the caller
+        self.listens = True
         self._listens_again = asyncio.Event()
 
     async def __aenter__(self) -> "StreamSession":
@@ -113,14 +113,9 @@ class StreamSession:
         return self._end is None and (self._session.state is not State.CLOSING or self._session.wants_input)
 
     @property
-    def listens(self) -> bool:
-        """Whether the caller's next message should be taken; never again once the stream has ended."""
-        return self._listens
-
-    @property
     def is_held(self) -> bool:
         """Whether the caller's next message must wait: for verdicts, or until the caller has read some."""
-        return self._end is None and not self._listens
+        return self._end is None and not self.listens
 
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
@@ -155,32 +150,43 @@ class StreamSession:
                 self._follow(now_s)
         return is_taken
 
-    def handle_result(self, event: EngineEvent | TokenJudged, now_s: float) -> None:
+    def handle_result(self, event: EngineEvent) -> None:
         """Takes a result of a step. A fault of ours here costs this stream; the others of the step go on."""
         try:
-            if not isinstance(event, TokenJudged):
-                self.handle(event)
-                return
-            index = self._session.take_safe(event.position, now_s) if event.is_safe else None
-            if index is None:
-                self.handle(event.as_run())
-            else:
-                self._report_safe(index, event)
+            self.handle(event)
         except Exception:
-            self._updates.clear()
-            self._end = StreamEnded(internal_error("a result could not be handled"))
-            self._update_flow()
-            self._announce_change()
+            self._fail()
 
-    def _report_safe(self, index: int, event: TokenJudged) -> None:
+    def take_safe(self, position: int, verdicts: VerdictArrays, entry: int, now_s: float) -> bool:
+        """The short way of one token judged, by the verdict at `entry`, as SAFE: see `Session.take_safe`.
+
+        False if nothing was done; then it must come as a result.
+        """
+        try:
+            index = self._session.take_safe(position, now_s)
+            if index is not None:
+                self._report_safe(index, verdicts, entry)
+        except Exception:
+            self._fail()
+            return True
+        return index is not None
+
+    def _report_safe(self, index: int, verdicts: VerdictArrays, entry: int) -> None:
         """Tells the caller of a SAFE verdict, from which nothing else follows."""
         is_next = not self._updates and (self._followed is None or not self._followed.is_pending)
-        if self._on_verdict is None or not is_next or not self._on_verdict(index, event.step_verdicts, event.entry):
-            self._updates.append(TokenVerdicts(index, event.verdicts))
+        if self._on_verdict is None or not is_next or not self._on_verdict(index, verdicts, entry):
+            self._updates.append(TokenVerdicts(index, verdicts.slice(entry, entry + 1)))
             self._announce_change()
         # A verdict leaves less to wait for, so who listens goes on unless this update was one too many.
-        if (not self._listens or len(self._updates) >= self._max_queued_updates) and self._update_flow():
+        if (not self.listens or len(self._updates) >= self._max_queued_updates) and self._update_flow():
             self._announce_change()
+
+    def _fail(self) -> None:
+        """Ends the stream by a fault of ours."""
+        self._updates.clear()
+        self._end = StreamEnded(internal_error("a result could not be handled"))
+        self._update_flow()
+        self._announce_change()
 
     async def handle_open(self, event: OpenRequested) -> None:
         """Takes the first message; a long conversation is tokenised beside the event loop, so that no stream waits."""
@@ -191,7 +197,7 @@ class StreamSession:
 
     async def ready_for_input(self) -> None:
         """Waits until the caller's next message should be taken."""
-        while not self._listens:
+        while not self.listens:
             self._listens_again.clear()
             await self._listens_again.wait()
 
@@ -220,7 +226,7 @@ class StreamSession:
             update = self._with_following(update)
         if self._followed is not None and isinstance(update, TokenVerdicts):
             self._followed.answered(update.start_index + len(update.verdicts), self._manager.now_s)
-        if not self._listens:
+        if not self.listens:
             self._update_flow()
         return update
 
@@ -248,10 +254,10 @@ class StreamSession:
 
     def _update_flow(self) -> bool:
         """Listens to the caller or does not; returns whether it does again."""
-        listened = self._listens
+        listened = self.listens
         is_read = len(self._updates) < self._max_queued_updates
-        self._listens = is_read and self._end is None and self._session.wants_input
-        listens_again = self._listens and not listened
+        self.listens = is_read and self._end is None and self._session.wants_input
+        listens_again = self.listens and not listened
         if listens_again:
             self._listens_again.set()
         return listens_again

@@ -73,7 +73,7 @@ class ManyStreams:
         self._changed = asyncio.Event()
         self._has_input = True
         self._packs = False  # whether the caller has sent a packed message, and so reads them
-        self._step = StepWriter()
+        self._step, self._max_step_tokens = StepWriter(), 0
 
     async def take(self, message: pb.ModerateStreamsRequest) -> None:
         """Takes a message; returns when the next one may come.
@@ -92,6 +92,7 @@ class ManyStreams:
                 turn_ends_s = self._manager.now_s() + MAX_TURN_S
         if message.HasField("step"):
             self._packs = True
+            self._limit_step()
             step = self._reader.token_step(message.step)
             num_taken = self._usage.take_some_tokens(len(step))
             held += self._take_step(step if num_taken == len(step) else step[:num_taken])
@@ -161,15 +162,14 @@ class ManyStreams:
         Returns:
             The streams that may hold the input back now.
         """
-        now_s, streams, is_token = self._manager.now_s(), self._streams, self._reader.is_token
+        now_s, streams, vocabulary_size = self._manager.now_s(), self._streams, self._reader.vocabulary_size
         seq_ids, token_ids, held = list[int](), array("i"), list[int]()
         for index, (stream_id, token_id) in enumerate(step):
             known = streams.get(stream_id)
-            if known and is_token(token_id) and known[0].push_token(token_id, now_s):
-                stream = known[0]
+            if known and token_id < vocabulary_size and (stream := known[0]).push_token(token_id, now_s):
                 seq_ids.append(stream.seq_id)
                 token_ids.append(token_id)
-                if stream.is_held:
+                if not stream.listens:
                     held.append(stream_id)
                 continue
             if seq_ids:  # what follows must not overtake what came before
@@ -215,6 +215,7 @@ class ManyStreams:
                 return False
             undone.pop_all()
         self._streams[stream_id] = stream, StreamWriter(stream.session_id, self._model, self._limits), place
+        self._limit_step()
         return True
 
     def _renew_usage(self) -> None:
@@ -231,13 +232,12 @@ class ManyStreams:
     @property
     def _must_tell_first(self) -> bool:
         """Whether so many refusals or verdicts wait that the caller should read some before it causes more."""
-        return len(self._refusals) >= MAX_RESPONSES or (bool(self._step) and not self._step_has_room)
+        return len(self._refusals) >= MAX_RESPONSES or (bool(self._step) and len(self._step) >= self._max_step_tokens)
 
-    @property
-    def _step_has_room(self) -> bool:
-        """Whether fewer verdicts wait in packed form than as many updates of every stream may."""
+    def _limit_step(self) -> None:
+        """Says how many verdicts may wait in packed form: as many as updates of every stream may, if they are read."""
         limit = self._manager.limits.max_queued_updates * len(self._streams)
-        return len(self._step) < min(limit, MAX_STEP_TOKENS)
+        self._max_step_tokens = min(limit, MAX_STEP_TOKENS) if self._packs else 0
 
     def _is_held(self, stream_id: int) -> bool:
         return stream_id in self._streams and self._streams[stream_id][0].is_held
@@ -250,10 +250,12 @@ class ManyStreams:
 
     def _take_verdict(self, stream_id: int, token_index: int, verdicts: VerdictArrays, entry: int) -> bool:
         """Takes what a stream has to tell next right into the next packed message, if the caller reads those."""
-        if not self._packs or not self._step_has_room:
+        num_waiting = len(self._step)
+        if num_waiting >= self._max_step_tokens:
             return False
         self._step.add(stream_id, token_index, verdicts, entry)
-        self._changed.set()
+        if not num_waiting:
+            self._changed.set()  # whoever gathers takes all that has come by then
         return True
 
     def _gather(self) -> pb.ModerateStreamsResponse:
@@ -285,6 +287,7 @@ class ManyStreams:
                     self._telemetry.calls.rejected(stream.ended.error, self._tenant)
                     responses.add(stream_id=stream_id, error=stream_error(stream.ended.error))
                 del self._streams[stream_id]
+                self._limit_step()
                 stream.close()
                 place.release()
         if step:

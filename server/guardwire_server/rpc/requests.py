@@ -42,13 +42,13 @@ MAX_REQUESTS = 16_384
 
 
 class RequestReader:
-    """Reads requests against a catalogue. Stateless; any thread."""
+    """Reads requests against a catalogue. Stateless; any thread. Tokens are those below `vocabulary_size`."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._limits = catalogue.limits
         self._max_tokens_per_message = catalogue.limits.max_tokens_per_message
-        self._vocabulary_size = catalogue.stream_model.vocabulary_size if catalogue.stream_model else 0
+        self.vocabulary_size = catalogue.stream_model.vocabulary_size if catalogue.stream_model else 0
 
     def classify(self, request: pb.ClassifyRequest) -> tuple[tuple[Message, ...], Policy]:
         """The conversation and the policy of a Classify call.
@@ -125,13 +125,9 @@ class RequestReader:
             raise InvalidField("TOO_MANY_TOKENS", "step.token_ids", message)
         return list(zip(step.stream_ids, step.token_ids, strict=True))
 
-    def is_token(self, token_id: int) -> bool:
-        """Whether the vocabulary holds a token."""
-        return token_id < self._vocabulary_size
-
     def step_event(self, token_id: int, index: int) -> ev.TokensPushed | ev.InputRefused:
         """The event of the token at `index` of a packed message."""
-        if not self.is_token(token_id):
+        if token_id >= self.vocabulary_size:
             return ev.InputRefused(self._beyond_vocabulary(f"step.token_ids[{index}]"))
         return ev.TokensPushed(array("i", (token_id,)))
 
@@ -211,7 +207,7 @@ class RequestReader:
         return self._ids(token_ids, field)
 
     def _ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
-        limit = self._vocabulary_size
+        limit = self.vocabulary_size
         if len(token_ids) == 1 and (token_id := token_ids[0]) < limit:  # by far the most frequent
             return array("i", (token_id,))
         if token_ids and max(token_ids) >= limit:
@@ -220,7 +216,7 @@ class RequestReader:
         return array("i", token_ids)
 
     def _beyond_vocabulary(self, field: str) -> InvalidField:
-        message = f"not a token, ids must be below {self._vocabulary_size}"
+        message = f"not a token, ids must be below {self.vocabulary_size}"
         return InvalidField("TOKEN_ID_BEYOND_VOCABULARY", field, message)
 
 
