@@ -90,6 +90,15 @@ def test_each_head_reads_its_own_rows(stream_path: Path, dtype: torch.dtype) -> 
     assert_close(readings.queries, [queries[0][1], queries[1][1], queries[1][3]], dtype)
 
 
+def test_heads_are_in_float32_on_a_processor(stream_path: Path) -> None:
+    """There oneDNN would keep code for every number of rows that it multiplies in bfloat16."""
+    guard = load_stream(open_checkpoint(stream_path), CPU, torch.bfloat16)
+    TorchStreamBackend(guard, Backbone(guard.model, 256))
+    dtypes = {name: parameter.dtype for name, parameter in guard.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if name.startswith("model.")} <= {torch.bfloat16}
+    assert {dtype for name, dtype in dtypes.items() if not name.startswith("model.")} == {torch.float32}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_verdicts_of_a_stepped_sequence_are_those_of_the_whole(stream_path: Path, dtype: torch.dtype) -> None:
     """Sixteen sequences, a prompt first and then token by token."""

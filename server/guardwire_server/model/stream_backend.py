@@ -16,7 +16,13 @@ class TorchStreamBackend:
     """Implements engine.backend.StreamBackend. Owner and thread: the device thread."""
 
     def __init__(self, guard: StreamGuard, backbone: Stepper) -> None:
-        """Takes over a loaded model and what steps through its backbone."""
+        """Takes over a loaded model and what steps through its backbone.
+
+        On a CPU the heads go on in float32: they are next to nothing beside the backbone, and oneDNN, which computes
+        products in bfloat16, compiles and keeps code for every number of rows that it meets.
+        """
+        if guard.risk_level_head.weight.device.type == "cpu":
+            guard.widen_heads()
         self._guard = guard
         self._backbone = backbone
 

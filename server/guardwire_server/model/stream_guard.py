@@ -78,6 +78,12 @@ class StreamGuard(nn.Module):
             for name, order in (("risk", risk_order), ("category", category_order)):
                 self.register_buffer(f"_{turn}_{name}_order", torch.tensor(order, device=device), persistent=False)
 
+    def widen_heads(self) -> None:
+        """Computes the heads in float32 from now on, whatever the backbone's dtype."""
+        for name, child in self.named_children():
+            if name != "model":
+                child.float()
+
     @property
     def guard_inner_size(self) -> int:
         """G: the width of the heads."""
@@ -87,13 +93,14 @@ class StreamGuard(nn.Module):
         """Judges answer tokens.
 
         Args:
-            hidden: [N, H] of the weights' dtype, on their device: the backbone's output after its final norm.
+            hidden: [N, H], on the weights' device: the backbone's output after its final norm.
 
         Returns:
             Risk [N, 3], float32, in the order SAFE, CONTROVERSIAL, UNSAFE, and category [N, 9], float32, column c of
             `Category(c + 1)`, 0 for a category that the head does not have. Rows sum to 1. The category means nothing
             where the risk is SAFE: there is no class for "none".
         """
+        hidden = hidden.to(self.risk_level_category_pre.weight.dtype)
         x = self.risk_level_category_layernorm(self.risk_level_category_pre(hidden))
         return (
             _probabilities(self.risk_level_head(x), self._response_risk_order),
@@ -102,6 +109,7 @@ class StreamGuard(nn.Module):
 
     def query_probabilities(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Judges user turns, at their closing `<|im_end|>`; otherwise as `response_probabilities`."""
+        hidden = hidden.to(self.query_risk_level_category_pre.weight.dtype)
         x = self.query_risk_level_category_layernorm(self.query_risk_level_category_pre(hidden))
         return (
             _probabilities(self.query_risk_level_head(x), self._query_risk_order),
