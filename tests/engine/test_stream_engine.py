@@ -152,6 +152,20 @@ def test_a_failing_step_costs_its_sequences_and_no_others(caplog: pytest.LogCapt
     assert harness.engine.num_consecutive_failures == 0
 
 
+@pytest.mark.parametrize("token_ids", [(20,), (20, 21)])
+def test_a_step_with_readings_of_too_few_tokens_has_failed(
+    token_ids: Sequence[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose readings they are cannot be told; what was not judged must not pass."""
+    harness = Harness()
+    harness.begin(1, *token_ids)
+    harness.begin(2, *token_ids)
+    readings = StreamReadings(packed([model_verdict(token_ids)]), packed(()))
+    monkeypatch.setattr(harness.backend, "step", lambda _plan: readings)
+    assert [(seq_id, type(event)) for seq_id, event in harness.step()] == [(1, SequenceFailed), (2, SequenceFailed)]
+    assert f"not {2 * len(token_ids)} and 0" in caplog.text
+
+
 def test_commands_for_a_failed_sequence_are_passed_over() -> None:
     harness = Harness()
     harness.begin(1, 20)

@@ -120,6 +120,7 @@ class StreamEngine:
         plan = self._scheduler.schedule(expects_short=self.expects_more)
         try:
             readings = self._backend.step(plan)
+            events = list(_events(plan, readings))
         except Exception:
             self.num_consecutive_failures += 1
             self._watch.done(plan, has_failed=True)
@@ -129,7 +130,7 @@ class StreamEngine:
         self._expected = {chunk.seq_id for chunk in plan.chunks} - self._scheduler.waiting_ids
         self.load = self.load.after(self._scheduler, plan, readings.responses.count_by_level())
         self._watch.done(plan)
-        return list(_events(plan, readings))
+        return events
 
     def fail_all(self, error: EngineUnavailable) -> Sequence[StepEvent]:
         """Gives up every sequence."""
@@ -187,6 +188,9 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[StepEvent]:
     """Deals the readings of a step out to its sequences, one event per run of consecutive readings.
 
     Those of neighbours that have a single one each are one event.
+
+    Raises:
+        ValueError: There are not as many readings as the plan asks for; whose they are is not known then.
     """
     responses = readings.responses
     num_responses = num_queries = 0
@@ -205,6 +209,9 @@ def _events(plan: StepPlan, readings: StreamReadings) -> Iterator[StepEvent]:
             elif read == Read.QUERY:
                 yield chunk.seq_id, PromptJudged(chunk.epoch, position, readings.queries[num_queries])
                 num_queries += 1
+    if (num_responses, num_queries) != (len(responses), len(readings.queries)):
+        found = f"{len(responses)} answer tokens and {len(readings.queries)} user turns"
+        raise ValueError(f"{found} were judged, not {num_responses} and {num_queries}")
 
 
 def _runs(reads: bytes) -> Iterator[tuple[int, int, int]]:
