@@ -10,6 +10,9 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.model.checkpoints import write_gen_checkpoint, write_stream_checkpoint
 
+HEAD_DIM = 32
+"""As wide as the kernels need it on the processors with the longest vectors: these tests are about what users run."""
+
 
 class StartProcess(Protocol):
     """Starts a server on a free port with small checkpoints, unless the settings say otherwise."""
@@ -21,7 +24,8 @@ class StartProcess(Protocol):
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A Stream and a Gen checkpoint; not to be changed."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    return write_stream_checkpoint(directory / "tiny-stream"), write_gen_checkpoint(directory / "tiny-gen")
+    stream, gen = directory / "tiny-stream", directory / "tiny-gen"
+    return write_stream_checkpoint(stream, head_dim=HEAD_DIM), write_gen_checkpoint(gen, head_dim=HEAD_DIM)
 
 
 @pytest.fixture

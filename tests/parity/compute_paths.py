@@ -1,15 +1,18 @@
 """The ways in which a server computes on the processor. What it says must be the same on all of them."""
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from guardwire_server.core.kv_arena import Extent
+from guardwire_server.core.step_plan import Chunk, StepPlan
 from guardwire_server.model.backbone import Backbone, ModelForward
 from guardwire_server.model.gen_backend import TorchGenBackend
 from guardwire_server.model.native_kernels import NativeKernels, load_native_kernels
 from guardwire_server.model.stream_backend import TorchStreamBackend
-from tests.parity.precision import BFLOAT16, BFLOAT16_CACHE, BFLOAT16_SOLO, FLOAT32, Precision
+from tests.parity.precision import BFLOAT16, BFLOAT16_CACHE, FLOAT32, Precision
 from tests.tools import skip_without
 
 
@@ -26,12 +29,8 @@ class ComputePath:
 
     @property
     def precision(self) -> Precision:
+        """Against the oracle, and against a solo run on the same path."""
         return _PRECISIONS[self.dtype, self.kv_dtype]
-
-    @property
-    def solo_precision(self) -> Precision:
-        """Against a solo run on the same path."""
-        return FLOAT32 if self.kv_dtype is torch.float32 else BFLOAT16_SOLO
 
     def kernels(self) -> NativeKernels | None:
         """The kernels of this path; skips the test where it needs some and they cannot be compiled."""
@@ -49,7 +48,9 @@ class ComputePath:
         backbone = backend._backbone
         assert isinstance(backbone, Backbone)  # a GPU has another
         is_native = not isinstance(backbone._forward, ModelForward)
-        return (is_native, backbone.kv.keys.dtype) == (self.is_native, self.kv_dtype)
+        ids, reads, extent = array("i", (0,)), bytes(1), Extent(0, 64)
+        hidden = backbone.step(StepPlan((), (Chunk(0, 0, 0, ids, reads, extent),)))  # before anybody uses the arena
+        return (is_native, hidden.dtype, backbone.kv.keys.dtype) == (self.is_native, self.dtype, self.kv_dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

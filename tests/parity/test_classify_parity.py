@@ -32,7 +32,8 @@ CROWDED_CONTEXT_TOKENS = 512
 """Room for 4 of the 16 calls where prompts have more than 128 tokens, and so an extent of 256."""
 
 TIES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-"""Below this distance of two logits, greedy decoding is a matter of how keys and values, and sums, are rounded."""
+"""Below this distance of two logits, greedy decoding is a matter of how activations, keys and values, and sums are
+rounded."""
 
 MAX_TIES = 2
 """Among 25,600 tokens one such tie is likely, several are not."""

@@ -198,7 +198,7 @@ class InterleavingMachine(RuleBasedStateMachine):
         for session in (*self.sessions.values(), *self.closed):
             session.end_branch()
             for tokens, verdicts in session.branches:
-                compare(verdicts, solo_verdicts(self.computation, tokens), self.computation.path.solo_precision)
+                compare(verdicts, solo_verdicts(self.computation, tokens), self.computation.path.precision)
 
     def draw_session(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.sessions)), label="session")

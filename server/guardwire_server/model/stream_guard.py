@@ -79,7 +79,7 @@ class StreamGuard(nn.Module):
                 self.register_buffer(f"_{turn}_{name}_order", torch.tensor(order, device=device), persistent=False)
 
     def widen_heads(self) -> None:
-        """Computes the heads in float32 from now on, whatever the backbone's dtype."""
+        """Computes the heads in float32, whatever the backbone's dtype; to be called before anything is judged."""
         for name, child in self.named_children():
             if name != "model":
                 child.float()

@@ -17,15 +17,6 @@ extern "C" {
 
 int guardwire_lanes() { return kLanes; }
 
-// Whether products of pairs of bfloat16 numbers have an instruction of their own.
-int guardwire_has_bfloat16() {
-#if defined(__AVX512BF16__)
-  return 1;
-#else
-  return 0;
-#endif
-}
-
 int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shape, rows); }
 
 #define GUARDWIRE_DEFINE_NORM(X, SUFFIX)                                                                           \
@@ -48,10 +39,10 @@ int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shap
   }                                                                                                                \
   void guardwire_attend_##SUFFIX(const Heads* heads, const float* query, const T* keys, const T* values,           \
                                  const int64_t* segments, int64_t num_segments, X* out, int threads) {             \
-    const std::vector<Piece> pieces = cut_into_pieces(*heads, segments, num_segments, has_wide<X, T>());                             \
+    const auto pieces = cut_into_pieces(*heads, segments, num_segments, has_wide<X, T>());                         \
     Team::run(threads, [&](Team& team) {                                                                           \
       std::vector<float> room;                                                                                     \
-      attend<X>(team, *heads, pieces, query, keys, values, out, room);                                                \
+      attend<X>(team, *heads, pieces, query, keys, values, out, room);                                             \
     });                                                                                                            \
   }
 
@@ -80,10 +71,10 @@ int64_t guardwire_room(const Shape* shape, int64_t rows) { return room_for(*shap
     });                                                                                                            \
   }
 
-#define GUARDWIRE_DEFINE_LAYERS(X, T, SUFFIX)                                                                         \
+#define GUARDWIRE_DEFINE_LAYERS(X, T, SUFFIX)                                                                      \
   void guardwire_layers_##SUFFIX(const Layer* layers, const Shape* shape, const Batch* batch, float* x, T* keys,   \
                                  T* values, float* room, int threads) {                                            \
-    run_layers<X>(layers, *shape, *batch, x, keys, values, room, threads);                                            \
+    run_layers<X>(layers, *shape, *batch, x, keys, values, room, threads);                                         \
   }
 
 GUARDWIRE_DEFINE_NORM(float, f32)

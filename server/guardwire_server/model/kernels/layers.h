@@ -9,7 +9,7 @@
 #include "norms.h"
 #include "team.h"
 
-// One layer's weights; the fields are pointers only, in the order of native_forward.py.
+// One layer's weights; the fields are pointers only, in the order of native_layers.py.
 struct Layer {
   const uint32_t *qkv, *attention_output, *gate_up, *mlp_output;
   const float *input_norm, *query_norm, *key_norm, *output_norm;
@@ -55,7 +55,8 @@ void run_layers(const Layer* layers, const Shape& shape, const Batch& batch, flo
     };
     for (int64_t index = 0; index < shape.num_layers; index++) {
       const Layer& layer = layers[index];
-      T *const layer_keys = keys + index * shape.layer_stride, *const layer_values = values + index * shape.layer_stride;
+      T* const layer_keys = keys + index * shape.layer_stride;
+      T* const layer_values = values + index * shape.layer_stride;
       normalised(layer.input_norm);
       multiply_panels<X>(team, layer.qkv, interleaved, tiles, shape.hidden, width, Epilogue::kStore, qkv);
       team.share(batch.rows, 1, [&](int64_t row) {
@@ -65,11 +66,14 @@ void run_layers(const Layer* layers, const Shape& shape, const Batch& batch, flo
       });
       attend<X>(team, heads, pieces, query, layer_keys, layer_values, attended, scores);
       interleave<X>(team, tiles, attended, query_width, interleaved);
-      multiply_panels<X>(team, layer.attention_output, interleaved, tiles, query_width, shape.hidden, Epilogue::kAdd, x);
+      multiply_panels<X>(team, layer.attention_output, interleaved, tiles, query_width, shape.hidden, Epilogue::kAdd,
+                         x);
       normalised(layer.output_norm);
-      multiply_panels<X>(team, layer.gate_up, interleaved, tiles, shape.hidden, shape.intermediate, Epilogue::kGate, gated);
+      multiply_panels<X>(team, layer.gate_up, interleaved, tiles, shape.hidden, shape.intermediate, Epilogue::kGate,
+                         gated);
       interleave<X>(team, tiles, gated, shape.intermediate, interleaved);
-      multiply_panels<X>(team, layer.mlp_output, interleaved, tiles, shape.intermediate, shape.hidden, Epilogue::kAdd, x);
+      multiply_panels<X>(team, layer.mlp_output, interleaved, tiles, shape.intermediate, shape.hidden, Epilogue::kAdd,
+                         x);
     }
   });
 }

@@ -8,8 +8,8 @@
 
 #include "norms.h"
 
-constexpr int kNarrowRows = 6;          // at most, in a narrow piece (attention.h)
-constexpr int kWideRows = 2 * kLanes;   // in a wide one (wide_attention.h)
+constexpr int kNarrowRows = 6;           // at most, in a narrow piece (attention.h)
+constexpr int kWideRows = 2 * kLanes;    // in a wide one (wide_attention.h)
 constexpr int kFewestWideRows = kLanes;  // fewer are faster in narrow pieces
 
 // The rows `first` to `first` + count - 1 of a segment, for one key-value head. Row f is query head f % G, of that

@@ -34,10 +34,10 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Calls body(0), ..., body(kCount - 1) with constants, which index arrays that then become registers; of a loop, even an
-// unrolled one, compilers may keep the arrays in memory.
 #define INLINE __attribute__((always_inline))
 
+// Calls body(0), ..., body(kCount - 1) with constants, which index arrays that then become registers; of a loop, even an
+// unrolled one, compilers may keep the arrays in memory.
 template <int kCount, typename Body>
 INLINE inline void repeat(Body body) {
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) INLINE {

@@ -1,7 +1,7 @@
 // Attention of many rows that read the same keys, as a prompt has them, in products of pairs of bfloat16 numbers.
 //
 // A row is a lane: keys come as single words that all rows are multiplied by, so nothing is ever added up across a
-// vector, as in attention.h, where a vector is a stretch of the head dimension.
+// vector. In attention.h, where a vector is a stretch of the head dimension, every score is.
 
 #pragma once
 
@@ -15,7 +15,8 @@
 #include "weighing.h"
 
 constexpr int kWideKeys = kRowTile;             // whose scores are summed up at once: two vectors each
-constexpr int kWeighedRows = kRowTile * 2 / 3;  // a divisor of kWideRows
+constexpr int kWeighedRows = kRowTile * 2 / 3;  // whose values are
+static_assert(kWideRows % kWeighedRows == 0);
 
 // Queries [kWideRows][D] -> words [D / 2][kWideRows]; lanes beyond `count` are 0.
 template <typename Row>
@@ -75,8 +76,9 @@ inline void weigh_wide(const float* scores, int64_t count, int64_t common, const
       std::memcpy(weights + key / 2 * kWideRows + half, &words, sizeof words);
       total += low + high;
     };
-    for (int64_t key = 0; key < common; key += 2) put(key, exponential(score(key) - top), exponential(score(key + 1) - top));
-    for (int64_t key = common; key < count; key += 2)
+    for (int64_t key = 0; key < common; key += 2)
+      put(key, exponential(score(key) - top), exponential(score(key + 1) - top));
+    for (int64_t key = common; key < count; key += 2)  // whatever lies behind the last score, nobody sees it
       put(key, if_seen(key, exponential(score(key) - top), 0.0f),
           if_seen(key + 1, exponential(score(key + 1) - top), 0.0f));
     store(totals + half, total);
