@@ -102,7 +102,7 @@ class Stream:
                 return None
             index = self.session.take_safe(event.position, self.now_s)
             return None if index is None else ev.TokenVerdicts(index, event.verdicts)
-        if not isinstance(event, ev.TokensPushed) or not event.is_single:
+        if not isinstance(event, ev.TokensPushed) or event.start_index is not None or len(event.token_ids) != 1:
             return None
         if not self.session.push_token(event.token_ids[0], self.now_s):
             return None

@@ -152,6 +152,10 @@ class SteppedThread(DeviceThread):
             raise EngineUnavailable("DEVICE_LOST", "lost")
         self.inbox.append(message)
 
+    @property
+    def newest(self) -> object | None:
+        return self.inbox[-1] if self.inbox else None
+
     def apply(self) -> None:
         """Applies the oldest message."""
         self.engine.apply(self.inbox.popleft())

@@ -61,6 +61,15 @@ class InterleavingMachine(RuleBasedStateMachine):
             one.truth.push(token_ids)
 
     @precondition(lambda self: self.conversations)
+    @rule(data=st.data(), token_ids=st.lists(tokens, min_size=1, max_size=4))
+    def push_one_each(self, data: st.DataObject, token_ids: list[int]) -> None:
+        for token_id in token_ids:
+            one = self.pick(data)
+            if one.truth.num_positions + 1 < SESSION_LIMITS.max_context_tokens and self.may_send(one):
+                one.stream.push(token_id)
+                one.truth.push([token_id])
+
+    @precondition(lambda self: self.conversations)
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
         one = self.pick(data)

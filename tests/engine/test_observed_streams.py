@@ -74,8 +74,7 @@ async def test_a_token_is_followed_from_its_push_to_its_verdict(is_short: bool) 
     server = Server()
     stream, observer = opened(server)
     if is_short:
-        assert stream.push_token(20, server.clock())
-        server.manager.send_step([stream.seq_id], ids(20))
+        stream.push(20)
     else:
         stream.handle(ev.TokensPushed(ids(20)))
     server.clock.advance(0.5)
@@ -107,10 +106,10 @@ async def test_a_rollback_and_a_close_give_the_room_back() -> None:
     assert observer.lags_s == []
     for _ in range(MAX_SAMPLES + 1):  # more than there is room for, had one been kept
         stream, _ = opened(server)
-        stream.handle(ev.TokensPushed(ids(20)))
+        stream.push(20)
         stream.close()
     assert server.manager.lag_samples.has_room
-    first.handle(ev.TokensPushed(ids(23)))
+    first.push(23)
     server.clock.advance(1.0)
     server.thread.run_until_idle()
     take_all(first)

@@ -111,7 +111,7 @@ async def test_a_caller_is_not_listened_to_while_too_much_is_pending() -> None:
         stream.handle(opening())
         num_pushed = 0
         while await is_ready(stream):
-            stream.handle(ev.TokensPushed(ids(20)))
+            stream.push(20)
             num_pushed += 1
         assert num_pushed == SESSION_LIMITS.max_pending_tokens - 1, "the prompt is pending too"
         server.thread.run_until_idle()
@@ -126,7 +126,7 @@ async def test_a_caller_who_does_not_read_is_not_listened_to() -> None:
         stream.handle(opening())
         num_messages = 0
         while await is_ready(stream):
-            stream.handle(ev.TokensPushed(ids(20)))
+            stream.push(20)
             server.thread.run_until_idle()
             num_messages += 1
             assert num_messages < 100
@@ -148,7 +148,7 @@ async def test_a_slow_reader_is_listened_to_at_its_own_pace_and_misses_nothing()
             while not await is_ready(stream):
                 server.thread.run_until_idle()
                 caller.take(await anext(updates))
-            stream.handle(ev.TokensPushed(ids(token)))
+            stream.push(token)
             truth.push([token])
             most = max(most, len(stream._updates))
         stream.handle(ev.FinishRequested())

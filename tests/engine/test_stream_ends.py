@@ -83,7 +83,7 @@ async def test_deadlines_are_looked_at_by_the_clock() -> None:
         active.handle(opening())
         server.thread.run_until_idle()
         server.clock.now_s += 9.0
-        active.handle(ev.TokensPushed(ids(20)))
+        active.push(20)
         server.thread.run_until_idle()
         server.clock.now_s += 1.0
         server.manager.check_deadlines()

@@ -41,13 +41,19 @@ async def start_server(
     """Starts servers; the health probe's own steps are out of the way, since tests count steps."""
     monkeypatch.setattr(health, "PROBE_INTERVAL_S", 3600.0)
     started: list[RunningServer] = []
-    read_event = RequestReader.stream_event
+    read_token, read_event = RequestReader.single_token, RequestReader.stream_event
 
-    def count_and_read(reader: RequestReader, request: pb.ModerateStreamRequest) -> CallerEvent:
+    def count_token(reader: RequestReader, request: pb.ModerateStreamRequest) -> int | None:
+        token_id = read_token(reader, request)
+        started[-1].num_messages += token_id is not None
+        return token_id
+
+    def count_event(reader: RequestReader, request: pb.ModerateStreamRequest) -> CallerEvent:
         started[-1].num_messages += 1
         return read_event(reader, request)
 
-    monkeypatch.setattr(RequestReader, "stream_event", count_and_read)
+    monkeypatch.setattr(RequestReader, "single_token", count_token)
+    monkeypatch.setattr(RequestReader, "stream_event", count_event)
     async with AsyncExitStack() as servers:
 
         async def start(

@@ -46,6 +46,11 @@ class Meter:
         self._usage.take_tokens(len(prompt.token_ids), "open.conversation")
         return replace(event, prompt=prompt)
 
+    def take_token(self) -> None:
+        """Takes one token that is pushed; raises as `take_prompt`."""
+        if self._usage.is_metered:
+            self._usage.take_tokens(1, "tokens.token_ids")
+
     def take_pushed(self, event: CallerEvent) -> None:
         """Takes the tokens of a later message; raises as `take_prompt`."""
         if not self._usage.is_metered:

@@ -93,11 +93,6 @@ class TokensPushed(NamedTuple):
     token_ids: "array[int]"
     start_index: int | None = None
 
-    @property
-    def is_single(self) -> bool:
-        """Whether it is one token, wherever the answer stands: by far the most frequent."""
-        return self.start_index is None and len(self.token_ids) == 1
-
 
 @dataclass(frozen=True, slots=True)
 class TextPushed:

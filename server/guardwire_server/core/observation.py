@@ -5,7 +5,6 @@ more than judging it on a small model. What is recorded one by one is what happe
 drawn as a sample.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from guardwire_server.core.events import StreamEnded, Update
@@ -13,8 +12,7 @@ from guardwire_server.core.scheduler import Scheduler
 from guardwire_server.core.step_plan import StepPlan
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineLoad(NamedTuple):
     """What an engine has done and has to do, at one moment. `arena_used` is a share, 0 to 1.
 
     `num_judged`: tokens judged so far as safe, controversial, unsafe. `num_reused_tokens`: tokens whose keys and values
@@ -39,6 +37,7 @@ class EngineLoad:
         num_judged: tuple[int, int, int] = (0, 0, 0),
     ) -> "EngineLoad":
         """What it is now, by the scheduler, and with what `plan` has done, if a step has been done."""
+        safe, controversial, unsafe = self.num_judged
         return EngineLoad(
             num_sequences=scheduler.num_sequences,
             num_pending_tokens=scheduler.num_pending_tokens,
@@ -49,11 +48,7 @@ class EngineLoad:
             num_evictions=scheduler.num_evictions,
             num_reprefilled_tokens=scheduler.num_reprefilled_tokens,
             num_reused_tokens=scheduler.num_reused_tokens,
-            num_judged=(
-                self.num_judged[0] + num_judged[0],
-                self.num_judged[1] + num_judged[1],
-                self.num_judged[2] + num_judged[2],
-            ),
+            num_judged=(safe + num_judged[0], controversial + num_judged[1], unsafe + num_judged[2]),
         )
 
 

@@ -18,11 +18,13 @@ nobody waits for an answer that cannot come.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from guardwire_server.core.errors import EngineUnavailable
@@ -91,8 +93,8 @@ class DeviceThread:
         self._engines = tuple(engines)
         self._clock = clock
         self._outbox: list[tuple[StepEngine, Any]] = []  # submitted in this round of the loop; the loop's alone
-        self._inbox: deque[tuple[StepEngine, Any]] = deque()
-        self._wake = threading.Condition()
+        self._inbox: SimpleQueue[list[tuple[StepEngine, Any]]] = SimpleQueue()  # what rounds of the loop submitted
+        self._messages: deque[tuple[StepEngine, Any]] = deque()  # out of the inbox and not applied yet; the thread's
         self._is_stopping = False
         self._busy_since_s: float | None = None
         self._last_step_s = 0.0
@@ -119,6 +121,11 @@ class DeviceThread:
             self._loop.call_soon(self._send_out)
         self._outbox.append((engine, message))
 
+    @property
+    def newest(self) -> object | None:
+        """The message that was submitted last, if it has not left yet: in this round more may be added to it."""
+        return self._outbox[-1][1] if self._outbox else None
+
     def busy_for_s(self) -> float:
         """How long the present step has been running; 0 between steps."""
         since_s = self._busy_since_s
@@ -126,19 +133,15 @@ class DeviceThread:
 
     async def stop(self, timeout_s: float) -> bool:
         """Ends the thread after its present step, failing what is pending; False if it did not end in time."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
+        self._is_stopping = True
+        self._inbox.put([])  # wakes it
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
         return not self._thread.is_alive()
 
     def _send_out(self) -> None:
-        with self._wake:
-            if self.is_dead:
-                return  # `_bury` is on its way
-            self._inbox.extend(self._outbox)
-            self._wake.notify()
-        self._outbox.clear()
+        if self._outbox:
+            self._inbox.put(self._outbox)
+            self._outbox = []
 
     def _run(self) -> None:
         try:
@@ -154,9 +157,8 @@ class DeviceThread:
         self._die()
 
     def _wait_for_work(self) -> None:
-        with self._wake:
-            while not (self._inbox or self._is_stopping or any(engine.has_work for engine in self._engines)):
-                self._wake.wait()
+        if not (self._is_stopping or any(engine.has_work for engine in self._engines)):
+            self._messages += self._inbox.get()
 
     def _gather(self) -> None:
         """Waits a little for callers that were just answered, so that they share the next step."""
@@ -165,19 +167,20 @@ class DeviceThread:
             return
         deadline_s = self._clock() + wait_s
         while any(engine.expects_more for engine in self._engines):
-            with self._wake:
-                left_s = deadline_s - self._clock()
-                if left_s <= 0 or self._is_stopping:
-                    return
-                if not self._inbox:
-                    self._wake.wait(left_s)
+            left_s = deadline_s - self._clock()
+            if left_s <= 0 or self._is_stopping:
+                return
+            with contextlib.suppress(Empty):
+                self._messages += self._inbox.get(timeout=left_s)
             self._apply_messages()
 
     def _apply_messages(self) -> None:
-        if not self._inbox:
+        while not self._inbox.empty():  # nobody else takes from it
+            self._messages += self._inbox.get()
+        if not self._messages:
             return
-        while self._inbox:
-            engine, message = self._inbox.popleft()
+        while self._messages:
+            engine, message = self._messages.popleft()
             engine.apply(message)
         for engine in self._engines:
             engine.update_load()
@@ -195,20 +198,18 @@ class DeviceThread:
             raise RuntimeError(f"{engine.num_consecutive_failures} steps in a row failed")
 
     def _die(self) -> None:
-        with self._wake:
-            self.is_dead = True
+        self.is_dead = True
         self._fail_everything()
         self._call_on_loop(self._bury)
 
     def _bury(self) -> None:
-        """On the loop, when the thread has touched the engines for the last time: what was left in the outbox fails."""
-        self._inbox.extend(self._outbox)
-        self._outbox.clear()
+        """On the loop, when the thread has touched the engines for the last time: what came too late for it fails."""
+        self._send_out()
         self._fail_everything()
 
     def _fail_everything(self) -> None:
         """What was submitted before the end became known must fail too, not wait for ever."""
-        while self._inbox:
+        while self._messages or not self._inbox.empty():
             try:
                 self._apply_messages()
             except Exception:

@@ -138,8 +138,23 @@ class SessionManager:
         except EngineUnavailable:
             pass
 
+    def send_token(self, seq_id: int, token_id: int) -> None:
+        """Hands one token of an answer to the engine, with those that came right before it in this round of the loop.
+
+        A message for each would cost the device thread more than the token itself.
+        """
+        newest = self._thread.newest
+        if isinstance(newest, TokenStep):
+            newest.seq_ids.append(seq_id)
+            newest.token_ids.append(token_id)
+        else:
+            self.send_step([seq_id], array("i", (token_id,)))
+
     def send_step(self, seq_ids: list[int], token_ids: "array[int]") -> None:
-        """Hands one token for each of these sequences to the engine: the same as an `ExtendSequence` for each."""
+        """Hands one token for each of these sequences to the engine: the same as an `ExtendSequence` for each.
+
+        Takes the two over.
+        """
         try:  # noqa: SIM105 as above
             self._thread.submit(self._engine, TokenStep(seq_ids, token_ids))
         except EngineUnavailable:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -25,7 +26,6 @@ from guardwire_server.core.observation import StreamObserver
 from guardwire_server.core.ports import is_long
 from guardwire_server.core.reports import join_reports
 from guardwire_server.core.session import Session
-from guardwire_server.core.step_plan import ONE_RESPONSE
 from guardwire_server.core.transitions import State
 from guardwire_server.core.verdict import VerdictArrays
 from guardwire_server.engine.faults import internal_error
@@ -120,9 +120,6 @@ class StreamSession:
     def handle(self, event: Event) -> None:
         """Takes an event and passes on what follows from it."""
         now_s, num_tokens = self._manager.now_s(), self._session.num_tokens
-        if isinstance(event, TokensPushed) and event.is_single and self.push_token(event.token_ids[0], now_s):
-            self._manager.send(self.seq_id, ExtendSequence(event.token_ids, ONE_RESPONSE))
-            return
         for output in self._session.handle(event, now_s):
             if isinstance(output, (ExtendSequence, TruncateSequence)):
                 self._manager.send(self.seq_id, output)
@@ -139,6 +136,13 @@ class StreamSession:
                 self._follow(now_s)
         if self._update_flow() or self._updates or self._end is not None:
             self._announce_change()
+
+    def push(self, token_id: int) -> None:
+        """Takes the answer's next token and passes on what follows from it."""
+        if self.push_token(token_id, self._manager.now_s()):
+            self._manager.send_token(self.seq_id, token_id)
+        else:
+            self.handle(TokensPushed(array("i", (token_id,))))
 
     def push_token(self, token_id: int, now_s: float) -> bool:
         """The short way of one token, see `Session.push_token`; if it is taken, sending it to the engine is left."""

@@ -137,6 +137,11 @@ class ManyStreams:
         """Hands a stream its message, or returns it if it is the first one, which may take a while."""
         known = self._streams.get(item.stream_id)
         try:
+            if known is not None and (token_id := self._reader.single_token(item.request)) is not None:
+                if known[0].hears:
+                    self._meter.take_token()
+                known[0].push(token_id)
+                return None
             event: CallerEvent = self._reader.stream_event(item.request)
             if known is not None and known[0].hears:  # to count what goes nowhere would be work for nothing
                 self._meter.take_pushed(event)

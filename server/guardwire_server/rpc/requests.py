@@ -74,6 +74,18 @@ class RequestReader:
         is_gen = request.model_kind == pb.MODEL_KIND_GEN
         return self._catalogue.require_gen_model() if is_gen else self._catalogue.require_stream_model()
 
+    def single_token(self, request: pb.ModerateStreamRequest) -> int | None:
+        """The token of a stream message that brings one, wherever the answer stands: by far the most frequent.
+
+        None: it is another message, or not a valid one; then `stream_event` tells.
+        """
+        tokens = request.tokens
+        token_ids = tokens.token_ids
+        if len(token_ids) != 1 or tokens.HasField("start_index"):
+            return None
+        token_id: int = token_ids[0]
+        return token_id if token_id < self.vocabulary_size else None
+
     def stream_event(self, request: pb.ModerateStreamRequest) -> ev.CallerEvent:
         """The event of one stream message.
 
@@ -208,8 +220,6 @@ class RequestReader:
 
     def _ids(self, token_ids: Sequence[int], field: str) -> "array[int]":
         limit = self.vocabulary_size
-        if len(token_ids) == 1 and (token_id := token_ids[0]) < limit:  # by far the most frequent
-            return array("i", (token_id,))
         if token_ids and max(token_ids) >= limit:
             index = next(index for index, token_id in enumerate(token_ids) if token_id >= limit)
             raise self._beyond_vocabulary(f"{field}[{index}]")

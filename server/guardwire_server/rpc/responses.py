@@ -5,6 +5,7 @@ The core's enums of levels, categories, actions and roles have the wire's number
 
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from typing import cast
 
 from google.protobuf import duration_pb2
@@ -14,10 +15,11 @@ from guardwire_server.core import events as ev
 from guardwire_server.core.errors import CallerError, CapacityError, EngineError, RequestError
 from guardwire_server.core.observation import EngineLoad
 from guardwire_server.core.policy import Action, Debounce, DecisionReason, Policy, Strictness, TurnRules
-from guardwire_server.core.verdict import Category, RiskLevel, RiskProbabilities, Role, VerdictArrays
+from guardwire_server.core.verdict import Category, RiskLevel, RiskProbabilities, Role
 from guardwire_server.engine.classifier import Classification
 from guardwire_server.rpc.catalogue import Catalogue, RequestLimits, ServedModel
 from guardwire_server.rpc.status import STATUS_CODES
+from guardwire_server.rpc.verdict_messages import SingleVerdict, write_verdicts
 
 _END_REASONS = {
     ev.EndReason.FINISHED: pb.END_REASON_FINISHED,
@@ -37,15 +39,21 @@ _REFUSALS = {None: pb.REFUSAL_UNSPECIFIED, True: pb.REFUSAL_YES, False: pb.REFUS
 
 
 class StreamWriter:
-    """Writes the updates of one stream as messages. Stateless but for the stream's name."""
+    """Writes the updates of one stream as messages. Owner: the call."""
 
     def __init__(self, session_id: str, model: ServedModel, limits: RequestLimits) -> None:
         self._session_id = session_id
         self._model = model
         self._limits = limits
 
+    @cached_property
+    def _single_verdict(self) -> SingleVerdict:
+        return SingleVerdict()
+
     def response(self, update: ev.Update) -> pb.ModerateStreamResponse:
-        """One update as one message."""
+        """One update as one message, which is the caller's until the next call."""
+        if isinstance(update, ev.TokenVerdicts) and (single := self._single_verdict.response(update)):
+            return single
         response = pb.ModerateStreamResponse()
         self.write(update, response)
         return response
@@ -54,7 +62,7 @@ class StreamWriter:
         """Writes one update into an empty message, in its place: verdicts are too many to be copied."""
         match update:
             case ev.TokenVerdicts():
-                _write_verdicts(update, response.verdicts)
+                write_verdicts(update, response.verdicts)
             case ev.DecisionTaken():
                 response.decision.CopyFrom(_decision(update))
             case ev.PromptVerdict():
@@ -141,36 +149,6 @@ def server_info(
             num_step_tokens=stream_load.num_step_tokens,
         ),
     )
-
-
-def _write_verdicts(update: ev.TokenVerdicts, message: pb.Verdicts) -> None:
-    start_index, verdicts, text_end_offsets, scaffold = update
-    message.start_index = start_index
-    if len(verdicts) == 1:  # as on a busy stream: plain numbers cost half as much as rows of one
-        level, safe, controversial, unsafe, category, category_probability = verdicts.row(0)
-        message.risk_levels.append(cast("pb.RiskLevel.ValueType", level))
-        message.safe_probabilities.append(safe)
-        message.controversial_probabilities.append(controversial)
-        message.unsafe_probabilities.append(unsafe)
-        message.categories.append(cast("pb.Category.ValueType", category))
-        message.category_probabilities.append(category_probability)
-    else:
-        extend_verdicts(verdicts, message)
-    if text_end_offsets:
-        message.text_end_offsets.extend(text_end_offsets)
-    if scaffold:
-        message.scaffold.extend(map(bool, scaffold))
-
-
-def extend_verdicts(verdicts: VerdictArrays, message: pb.Verdicts | pb.StepVerdicts) -> None:
-    """Appends verdicts to the arrays that both messages have."""
-    probabilities = verdicts.probabilities
-    message.risk_levels.extend(cast("Iterable[pb.RiskLevel.ValueType]", verdicts.risk_levels))
-    message.safe_probabilities.extend(probabilities[0::3])
-    message.controversial_probabilities.extend(probabilities[1::3])
-    message.unsafe_probabilities.extend(probabilities[2::3])
-    message.categories.extend(cast("Iterable[pb.Category.ValueType]", verdicts.categories))
-    message.category_probabilities.extend(verdicts.category_probabilities)
 
 
 def _decision(update: ev.DecisionTaken) -> pb.Decision:

@@ -203,17 +203,16 @@ async def _read(
         # gRPC's own iterator is two coroutines more for every message.
         while (request := await context.read()) is not grpc.aio.EOF:
             try:
-                event = reader.stream_event(request)
-                if isinstance(event, OpenRequested):
-                    event = await meter.take_prompt(event)
+                if (token_id := reader.single_token(request)) is not None:
+                    meter.take_token()
+                    stream.push(token_id)
+                elif isinstance(event := reader.stream_event(request), OpenRequested):
+                    await stream.handle_open(await meter.take_prompt(event))
                 else:
                     meter.take_pushed(event)
+                    stream.handle(event)
             except RequestError as error:
-                event = InputRefused(error)
-            if isinstance(event, OpenRequested):
-                await stream.handle_open(event)
-            else:
-                stream.handle(event)
+                stream.handle(InputRefused(error))
             if not stream.listens:
                 await stream.ready_for_input()
         stream.handle(InputEnded())

@@ -3,7 +3,7 @@
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.core.events import TokenVerdicts, Update
 from guardwire_server.core.verdict import VerdictArrays
-from guardwire_server.rpc.responses import extend_verdicts
+from guardwire_server.rpc.verdict_messages import extend_verdicts
 
 MAX_RUN = 8
 """Verdicts on more consecutive tokens of one stream take less as a response of their own, which names it once."""
