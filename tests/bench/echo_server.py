@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 
 from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.ready_file import claim_ready_file
@@ -30,6 +31,9 @@ RESPONSE = pb.ModerateStreamResponse(
     )
 )
 """As large as the server's answer to a token."""
+
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 async def echo(requests: AsyncIterator[pb.ModerateStreamRequest], context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -64,8 +68,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.echo_server", description=__doc__.splitlines()[0])
     parser.add_argument("--listen", required=True)
     parser.add_argument("--ready-file", type=Path, required=True)
+    parser.add_argument("--loop", choices=LOOPS, default="asyncio", help="which event loop (default: asyncio's own)")
     options = parser.parse_args()
-    asyncio.run(serve(options.listen, options.ready_file))
+    with asyncio.Runner(loop_factory=LOOPS[options.loop]) as runner:
+        runner.run(serve(options.listen, options.ready_file))
     return 0
 
 

@@ -3,7 +3,8 @@
 Two comparisons, all over gRPC from this process to servers in processes of their own:
 
 - one-token messages on calls of their own, against a bare grpc.aio server that answers the same messages with the same
-  options (tests/bench/echo_server.py): what is left of it is what the server itself costs;
+  options (tests/bench/echo_server.py): what is left of it is what the server itself costs. That one comes twice, on
+  asyncio's own event loop, as grpc.aio is, and on this server's, which is faster;
 - the same conversations all on one ModerateStreams call, against one call each: what packing many into one message
   saves, in the packed form for steps of single tokens and with a message for each stream.
 
@@ -38,8 +39,10 @@ async def measure_front_end(settings: Settings) -> dict[str, object]:
     rounds: list[Round] = []
     async with (
         module_process("tests.bench.echo_server") as echo,
+        module_process("tests.bench.echo_server", "--loop", "uvloop") as fast_echo,
         module_process("tests.bench.noop_server", *FLAGS) as noop,
         connected(echo) as echo_stub,
+        connected(fast_echo) as fast_echo_stub,
         connected(noop) as noop_stub,
     ):
         num_streams, num_messages = settings.num_streams, MESSAGES_PER_TOKEN * settings.tokens_per_round
@@ -49,6 +52,7 @@ async def measure_front_end(settings: Settings) -> dict[str, object]:
         for number in range(num_rounds):
             bursts = {
                 "echo": await push_on_calls(echo, echo_stub, num_streams, num_messages, opens=False),
+                "fast_echo": await push_on_calls(fast_echo, fast_echo_stub, num_streams, num_messages, opens=False),
                 "noop": await push_on_calls(noop, noop_stub, num_streams, num_messages),
                 "one_per_call": await push_on_calls(noop, noop_stub, NUM_CONVERSATIONS, num_each),
                 "many": await push_together(noop, noop_stub, NUM_CONVERSATIONS, num_steps, packed=True),
@@ -72,8 +76,10 @@ def _medians(rounds: Sequence[Round]) -> dict[str, object]:
     return {
         "num_conversations": NUM_CONVERSATIONS,
         "echo_messages_per_s": rate("echo"),
+        "fast_echo_messages_per_s": rate("fast_echo"),
         "noop_messages_per_s": rate("noop"),
         "noop_of_echo": ratio("noop", "echo"),
+        "noop_of_fast_echo": ratio("noop", "fast_echo"),
         "one_per_call_tokens_per_s": rate("one_per_call"),
         "many_tokens_per_s": rate("many"),
         "many_unpacked_tokens_per_s": rate("many_unpacked"),
