@@ -86,7 +86,7 @@ class Scheduler:
     @property
     def num_pending_tokens(self) -> int:
         """Tokens that the next steps have to take, over all waiting sequences."""
-        return sum(sequence.num_pending for sequence in self._waiting.values())
+        return sum([len(sequence.ids) - sequence.num_cached for sequence in self._waiting.values()])
 
     @property
     def num_sequences(self) -> int:

@@ -90,12 +90,10 @@ def order_of_service(
         short_tokens: Up to so many pending tokens go before more.
         long_share: The part of the budget, 0 to 1, that the longest waiting gets at least.
     """
-    waiting = [
-        (each, num_pending := len(each.ids) - each.num_cached, each.is_long or num_pending > short_tokens)
-        for each in sequences
-    ]
-    if not any(is_long for _, _, is_long in waiting):  # by far the most frequent
-        return [(each, budget, False) for each, _, _ in waiting]
+    in_order = list(sequences)
+    if not any([each.is_long or len(each.ids) - each.num_cached > short_tokens for each in in_order]):  # noqa: C419
+        return [(each, budget, False) for each in in_order]  # by far the most frequent: a list is checked fastest
+    waiting = [(each, each.num_pending, each.is_long or each.num_pending > short_tokens) for each in in_order]
     (head, _, is_long), others = waiting[0], waiting[1:]
     short = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending <= short_tokens]
     long = [(each, budget, is_long) for each, num_pending, is_long in others if num_pending > short_tokens]

@@ -58,4 +58,4 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         """Tokens that the step takes."""
-        return sum(len(chunk.ids) for chunk in self.chunks)
+        return sum([len(chunk.ids) for chunk in self.chunks])
