@@ -86,7 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
     from guardwire_server.loading_display import loading_display
     from guardwire_server.serving import serve  # torch is slow to import: not before all of that is right
 
-    # grpc.aio wakes the loop twice for every message; uvloop's rounds cost a fraction of asyncio's own.
+    # grpc.aio wakes the loop twice for every message that is answered, and a round of uvloop costs less.
     with loading_display() as on_progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config, on_progress))
     return 0

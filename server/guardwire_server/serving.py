@@ -5,7 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from guardwire_server import __version__
 from guardwire_server.app import Server
@@ -32,7 +32,8 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
     """
     async with _telemetry(config) as telemetry:
         with claim_ready_file(config.ready_file) as write_ready_file:
-            models = load_models(config, on_progress)  # a signal during this ends the process at once
+            with _interruptible():  # loading takes long, and leaves nothing behind that must be ended in good order
+                models = load_models(config, on_progress)
             server = Server(config, models, telemetry)
             rules = rules_in_force(config)
             stopped = asyncio.Event()
@@ -51,6 +52,16 @@ async def serve(config: ServerConfig, on_progress: Callable[[str], LoadProgress]
             logger.info("stopping: open calls have %g s", config.drain_delay_s + config.grace_s)
         await server.stop()
         logger.info("stopped")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets SIGINT end the block at once, as SIGTERM does by itself; asyncio's handler would wait for the next await."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.asynccontextmanager

@@ -93,6 +93,14 @@ def test_later_messages(event: CallerEvent, num_tokens: int) -> None:
     assert num_taken(usage) == num_tokens
 
 
+def test_single_tokens_count_until_there_are_none() -> None:
+    meter = Meter(metered(burst=2), FakeRenderer())
+    meter.take_token()
+    meter.take_token()
+    with pytest.raises(Overloaded):
+        meter.take_token()
+
+
 async def test_who_is_not_metered_costs_nothing() -> None:
     class Untouchable(FakeRenderer):
         def prompt(self, *_: object) -> RenderedTurn:
@@ -102,6 +110,7 @@ async def test_who_is_not_metered_costs_nothing() -> None:
 
     meter, event = Meter(TenantUsage(Tenant("acme")), Untouchable()), opening(conversation("Hello"))
     assert await meter.take_prompt(event) is event
+    meter.take_token()
     meter.take_pushed(TokensPushed(ids(20)))
     meter.take_pushed(UserTurnAdded("Hello"))
 

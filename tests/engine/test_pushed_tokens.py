@@ -1,6 +1,7 @@
 """Tokens that come one by one: those of one round of the loop go to the engine as one message, in their order."""
 
 import asyncio
+from collections.abc import Iterable
 
 from guardwire_server.core import events as ev
 from guardwire_server.engine.device_thread import DeviceThread
@@ -17,6 +18,10 @@ def opened(server: Server) -> StreamSession:
     stream.handle(opening("hello"))
     server.thread.run_until_idle()
     return stream
+
+
+def kinds(messages: Iterable[object]) -> list[type]:
+    return [type(one.command if isinstance(one, SequenceMessage) else one) for one in messages]
 
 
 async def test_tokens_that_follow_each_other_are_one_message() -> None:
@@ -36,8 +41,24 @@ async def test_nothing_overtakes_what_came_before_it() -> None:
     first.push(22)
     first.push(THINK)  # scaffold: no simple token
     second.push(23)
-    kinds = [type(one.command if isinstance(one, SequenceMessage) else one) for one in server.thread.inbox]
-    assert kinds == [TokenStep, ev.TruncateSequence, TokenStep, ev.ExtendSequence, TokenStep]
+    assert kinds(server.thread.inbox) == [TokenStep, ev.TruncateSequence, TokenStep, ev.ExtendSequence, TokenStep]
+
+
+async def test_nothing_overtakes_on_its_way_to_a_real_thread() -> None:
+    server = Server()
+    stream, thread = opened(server), DeviceThread([server.engine])
+    server.manager.connect(thread, server.engine)
+    assert thread.newest is None
+    stream.push(20)
+    stream.push(21)
+    stream.handle(ev.RollbackRequested(0))
+    stream.push(22)
+    messages = [message for _, message in thread._outbox]
+    assert kinds(messages) == [TokenStep, ev.TruncateSequence, TokenStep]
+    assert messages[0] == TokenStep([stream.seq_id] * 2, ids(20, 21))
+    thread.start()
+    assert thread.newest is None, "what has left is not added to"
+    assert await thread.stop(TIMEOUT_S)
 
 
 async def test_what_has_left_is_not_added_to() -> None:

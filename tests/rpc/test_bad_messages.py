@@ -45,6 +45,9 @@ CASES = {
         "tokens.token_ids[1]",
         "ids must be below 448",
     ),
+    "first id beyond the vocabulary": Case(
+        tokens([448]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[0]", "below 448"
+    ),
     "largest id": Case(tokens([2**32 - 1]), INVALID, "TOKEN_ID_BEYOND_VOCABULARY", "tokens.token_ids[0]", "below 448"),
     "too many ids": Case(
         tokens(answer_ids(33)), INVALID, "TOO_MANY_TOKENS", "tokens.token_ids", "33 ids in one message, the limit is 32"

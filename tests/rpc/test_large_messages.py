@@ -65,14 +65,17 @@ async def test_what_no_stream_hears_is_not_counted(server: RunningServer, monkey
     """Counting renders user turns, which takes time."""
     counted: list[object] = []
     monkeypatch.setattr(Meter, "take_pushed", lambda _, event: counted.append(event))
+    monkeypatch.setattr(Meter, "take_token", lambda _: counted.append("a token"))
     async with ManyCall(server) as call:
         await call.send((1, opening()), (1, user_turn("Who are you?")))
         await call.send((2, user_turn("Is there such a stream?")))
         server.stream_gate.hold()  # so that the first stream waits for verdicts when it is refused
         await call.send((1, tokens(answer_ids(3))), (1, rollback(1000)), (1, user_turn("Are you still there?")))
+        await call.send((1, tokens(answer_ids(1))))
         await call.read_until(call.has_ended(2))
         server.stream_gate.release()
         await call.read_until(call.has_ended(1))
         assert [call.errors[number].reason for number in (1, 2)] == ["ROLLBACK_OUT_OF_RANGE", "OPEN_REQUIRED"]
     (turn,) = (event for event in counted if isinstance(event, UserTurnAdded))
     assert turn.content == "Who are you?"
+    assert "a token" not in counted

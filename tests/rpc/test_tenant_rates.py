@@ -160,10 +160,15 @@ async def test_packed_steps_count_as_a_whole(limited: Limited, num_opening: int)
         assert many.errors[9].reason == "TENANT_RATE"
 
 
-async def test_messages_on_shared_calls_count(limited: Limited, num_opening: int) -> None:
+@pytest.mark.parametrize("num_ids", [1, 8])
+async def test_messages_on_shared_calls_count(limited: Limited, num_opening: int, num_ids: int) -> None:
     acme = await limited.start(tokens_per_s=NEXT_TO_NOTHING, burst_tokens=2 * num_opening + 10)
+    ids = answer_ids(8)
+    pushes = [tokens(ids[start : start + num_ids]) for start in range(0, 8, num_ids)]
     async with ManyCall(acme) as many:
-        await many.send((1, opening()), (2, opening()), (1, tokens(answer_ids(8))), (2, tokens(answer_ids(8))))
+        await many.send(
+            (1, opening()), (2, opening()), *((1, push) for push in pushes), *((2, push) for push in pushes)
+        )
         await many.read_until(many.has_ended(2))
         assert many.errors[2].reason == "TENANT_RATE"
         await many.send((1, finish()))

@@ -10,6 +10,7 @@ from guardwire.v1 import moderation_pb2 as pb
 from guardwire_server.rpc import many_streams
 from guardwire_server.rpc.many_streams import MAX_RESPONSES
 from guardwire_server.rpc.requests import MAX_STEP_TOKENS
+from guardwire_server.rpc.step_writer import MAX_RUN
 from tests.rpc.bystander import Bystander
 from tests.rpc.many_call import ManyCall
 from tests.rpc.messages import answer_ids, finish, opening, rollback, text, tokens
@@ -91,13 +92,13 @@ async def test_what_a_message_has_no_room_for_comes_in_order(
     monkeypatch.setattr(many_streams, "MAX_STEP_TOKENS", NUM_STREAMS - 1)
     server.stream_gate.substitute(ScriptedModel())
     streams = await open_all(call)
-    for _ in range(10):
+    for _ in range(MAX_RUN):  # so few of a stream come packed even if they come at once
         await call.send_step(*((number, SAFE_ID) for number in streams))
     await call.send(*((number, finish()) for number in streams))
     await call.read_until(call.has_ended(*streams))
     for number in streams:
-        assert [verdict.index for verdict in call.received[number].verdicts] == list(range(10))
-    assert call.num_packed == 10 * NUM_STREAMS
+        assert [verdict.index for verdict in call.received[number].verdicts] == list(range(MAX_RUN))
+    assert call.num_packed == MAX_RUN * NUM_STREAMS
 
 
 async def test_scaffold_is_marked_as_ever(server: RunningServer, call: ManyCall) -> None:

@@ -131,7 +131,7 @@ class Scheduler:
         self._refile(sequence)
 
     def append(self, tokens: Iterable[tuple[int, int]], read: Read) -> None:
-        """Appends one token to each of many sequences, (sequence, token): the same as `extend` for each.
+        """Appends tokens to many sequences, (sequence, token) each: the same as `extend` for one after another.
 
         Raises:
             ValueError: If a sequence would outgrow the largest extent; it and those behind it get nothing then.

@@ -1,9 +1,9 @@
 """The one thread that runs models.
 
 Theory of operation. Everything that touches a model, a scheduler or an arena happens here. The event loop hands in
-frozen messages through an inbox; the thread applies them, lets every engine that has work take one step in turn, and
-hands all results of a step back with a single wake-up of the loop. Nothing else is shared but `EngineLoad` snapshots,
-which are replaced whole.
+messages through an inbox, and does not touch them any more from then on; the thread applies them, lets every engine
+that has work take one step in turn, and hands all results of a step back with a single wake-up of the loop. Nothing
+else is shared but `EngineLoad` snapshots, which are replaced whole.
 
 What the loop submits in one round of its callbacks reaches the inbox together, at the round's end: a wake-up of the
 thread for each token would cost more than the token, and would make a step of each.
@@ -175,15 +175,20 @@ class DeviceThread:
             self._apply_messages()
 
     def _apply_messages(self) -> None:
-        while not self._inbox.empty():  # nobody else takes from it
-            self._messages += self._inbox.get()
-        if not self._messages:
-            return
-        while self._messages:
-            engine, message = self._messages.popleft()
+        """Applies what was submitted, and what is being submitted meanwhile: it need not wait for another step."""
+        has_applied = False
+        while submitted := self._next_message():
+            engine, message = submitted
             engine.apply(message)
-        for engine in self._engines:
-            engine.update_load()
+            has_applied = True
+        if has_applied:
+            for engine in self._engines:
+                engine.update_load()
+
+    def _next_message(self) -> tuple[StepEngine, Any] | None:
+        while not self._messages and not self._inbox.empty():  # nobody else takes from it
+            self._messages += self._inbox.get()
+        return self._messages.popleft() if self._messages else None
 
     def _step(self, engine: StepEngine) -> None:
         started_s = self._busy_since_s = self._clock()

@@ -151,7 +151,7 @@ class SessionManager:
             self.send_step([seq_id], array("i", (token_id,)))
 
     def send_step(self, seq_ids: list[int], token_ids: "array[int]") -> None:
-        """Hands one token for each of these sequences to the engine: the same as an `ExtendSequence` for each.
+        """Hands tokens of answers to the engine, each of the sequence at its place: an `ExtendSequence` for each.
 
         Takes the two over.
         """

@@ -46,7 +46,7 @@ class SequenceMessage(NamedTuple):
 
 
 class TokenStep(NamedTuple):
-    """One more token of an answer for each of many sequences, in order."""
+    """Tokens of answers, each of the sequence at its place, in order; a sequence may have several."""
 
     seq_ids: list[int]
     token_ids: "array[int]"

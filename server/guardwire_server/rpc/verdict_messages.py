@@ -14,7 +14,7 @@ from guardwire_server.core.verdict import VerdictArrays
 class SingleVerdict:
     """The response that tells one verdict, as nearly all on a busy stream do: one message, filled anew for each.
 
-    To set its fields costs a third of what it costs to make it. Owner: the stream.
+    To set its fields costs a third of what it costs to make it. Owner: the call.
     """
 
     def __init__(self) -> None:
