@@ -127,7 +127,7 @@ def _classify_table(result: Result) -> Table:
 def _front_end_table(result: Result) -> Table:
     front, num_streams = result["front_end"], result["settings"]["num_streams"]
     labels = {
-        "echo": ("echo_messages_per_s", f"bare echo, {num_streams} calls"),
+        "echo": ("echo_messages_per_s", f"bare grpc.aio echo, {num_streams} calls"),
         "fast_echo": ("fast_echo_messages_per_s", "the same on this server's event loop"),
         "noop": ("noop_messages_per_s", f"this server, {num_streams} calls"),
         "one_per_call": ("one_per_call_tokens_per_s", f"this server, {front['num_conversations']} calls"),

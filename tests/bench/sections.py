@@ -65,7 +65,7 @@ BARS = (
     ),
     Bar("classify", "warm_speedup", 5.0, "Classify, template known: times generate"),
     Bar("classify", "cold_speedup", 2.2, "Classify, nothing known: times generate"),
-    Bar("front_end", "noop_of_echo", 0.7, "one-token messages without a model: share of a bare echo"),
+    Bar("front_end", "noop_of_echo", 0.7, "one-token messages without a model: share of a bare grpc.aio echo"),
     Bar("front_end", "many_over_one", 10.0, "256 conversations on one call: times one call each"),
     Bar("fairness", "p99_with_over_without", 3.0, "p99 lag beside a long prompt: times that without", is_maximum=True),
     Bar("telemetry", "on_of_off", 0.97, "all telemetry on: share of the tokens per second without"),
