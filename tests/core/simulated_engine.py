@@ -102,11 +102,10 @@ class Stream:
                 return None
             index = self.session.take_safe(event.position, self.now_s)
             return None if index is None else ev.TokenVerdicts(index, event.verdicts)
-        if not isinstance(event, ev.TokensPushed) or event.start_index is not None or len(event.token_ids) != 1:
+        token_id = single_token(event)
+        if token_id is None or not self.session.push_token(token_id, self.now_s):
             return None
-        if not self.session.push_token(event.token_ids[0], self.now_s):
-            return None
-        return ev.ExtendSequence(event.token_ids, bytes((Read.RESPONSE,)))
+        return ev.ExtendSequence(array("i", (token_id,)), bytes((Read.RESPONSE,)))
 
     def deliver(self) -> None:
         """Hands the engine's oldest result to the session."""
@@ -129,3 +128,10 @@ class Stream:
         """What the stream ended with."""
         (end,) = self.ends
         return end.error
+
+
+def single_token(event: ev.Event) -> int | None:
+    """The token of an event that pushes one, wherever the answer stands; None: it does something else."""
+    if isinstance(event, ev.TokensPushed) and event.start_index is None and len(event.token_ids) == 1:
+        return event.token_ids[0]
+    return None

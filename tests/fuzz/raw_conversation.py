@@ -8,7 +8,7 @@ from guardwire_server.core.errors import CallerError, InvalidField, RequestError
 from guardwire_server.rpc.requests import RequestReader
 from guardwire_server.rpc.responses import StreamWriter, stream_error
 from guardwire_server.rpc.status import STATUS_CODES, to_status
-from tests.core.simulated_engine import Stream
+from tests.core.simulated_engine import Stream, single_token
 from tests.fuzz.contract import Contract
 from tests.fuzz.endings import UNREADABLE, check_end
 from tests.fuzz.sequences import Ending
@@ -43,7 +43,7 @@ class RawConversation:
                 event = self._reader.stream_event(request)
             except CallerError as error:
                 event = ev.InputRefused(error)
-            assert self._reader.single_token(request) == _single_token(event)
+            assert self._reader.single_token(request) == single_token(event)
         self._stream.send(event)
         if not self._stream.session.wants_input:
             self._stream.settle()
@@ -86,10 +86,3 @@ def _failure(error: RequestError) -> Failure:
     assert (status.code, status.message) == (told.code, told.message)
     assert told.reason == error.reason
     return Failure(STATUS_CODES[type(error)], told.reason, told.field, told.message, None, "")
-
-
-def _single_token(event: ev.CallerEvent) -> int | None:
-    """The token of a message that pushes one, wherever the answer stands; None: it does something else."""
-    if isinstance(event, ev.TokensPushed) and event.start_index is None and len(event.token_ids) == 1:
-        return event.token_ids[0]
-    return None
